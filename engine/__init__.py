@@ -1,0 +1,1 @@
+"""What to ask, what is worth learning, in which order: driver code, CPU only."""

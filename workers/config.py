@@ -1,0 +1,172 @@
+"""What the workers can be told: plain dataclasses with one default each. Import-light: no torch, no ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Device(Enum):
+    """Where models live."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(Enum):
+    """The arithmetic of a model."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Weights(Enum):
+    """Where a model's weights come from."""
+
+    PRETRAINED = "pretrained"
+    RANDOM = "random"
+    """Initialised by the architecture's own rule, from the run's seed."""
+
+
+class EngineKind(Enum):
+    """The two rollout engines behind one interface."""
+
+    VLLM = "vllm"
+    HF = "hf"
+
+
+class Schedule(Enum):
+    """How the learning rate goes after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class OldLogprobs(Enum):
+    """Where the log-probs at the start of a step come from."""
+
+    AUTO = "auto"
+    """The policy's own, detached, when each step has one update; recomputed otherwise."""
+    RECOMPUTE = "recompute"
+    """Always one forward pass before the first update; the ratio then starts at 1, which is checked."""
+
+
+@dataclass
+class ModelConfig:
+    """The policy to train."""
+
+    path: str = "examples/nano/policy"
+    """A Hugging Face folder or hub id."""
+    weights: Weights = Weights.PRETRAINED
+    precision: Precision = Precision.FLOAT32
+    """Arithmetic of the forward and backward pass, and of the rollout engine; optimizer states are float32."""
+    context_length: int = 512
+    """Most tokens of a prompt and its response together."""
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """The optimizer and how DeepSpeed runs it."""
+
+    ranks: int = 1
+    """Data-parallel trainer processes."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+    warmup_updates: int = 0
+    """Optimizer steps over which the learning rate rises linearly."""
+    schedule: Schedule = Schedule.CONSTANT
+    final_learning_rate_share: float = 0.0
+    """Where the schedule ends, as a share of the learning rate."""
+    updates_per_step: int = 1
+    """Optimizer steps a batch of rollouts (or a batch of rows, offline) is split into."""
+    tokens_per_micro_batch: int = 8192
+    """Padded tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
+    old_logprobs: OldLogprobs = OldLogprobs.AUTO
+
+
+@dataclass
+class RolloutConfig:
+    """How responses are sampled."""
+
+    engine: EngineKind = EngineKind.VLLM
+    engines: int = 1
+    """Rollout engines; each serves whole groups."""
+    prompts_per_step: int = 32
+    responses_per_prompt: int = 8
+    max_response_tokens: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Only 1: below it the engine's log-probs are those of another distribution than the trainer's."""
+    top_k: int = 0
+    """Only 0 (off), for the same reason."""
+    max_staleness: int = 0
+    """Only 0: each step learns from rollouts of the newest weights."""
+    max_running: int = 256
+    """Most responses that one engine decodes together."""
+    kv_cache_gib: float = 0.5
+    """CPU memory for vLLM's key-value cache."""
+    gpu_memory_share: float = 0.5
+    """GPU memory for vLLM: weights and key-value cache together."""
+
+
+@dataclass
+class RewardConfig:
+    """How responses are judged."""
+
+    function: str = ""
+    """`path/to/file.py:name` or `package.module:name`."""
+    arguments: dict[str, float] = field(default_factory=dict)
+    """Keyword arguments handed to the function with each row."""
+    workers: int = 1
+    """Reward processes."""
+    timeout_s: float = 10.0
+    """For one response; then the process that runs the reward is killed and the response is left out."""
+    max_failed_share: float = 0.05
+    """The run stops when more than this share of a step's responses could not be judged."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where the workers run."""
+
+    device: Device = Device.CPU
+    address: str = ""
+    """An existing Ray cluster; empty starts a local one."""
+    gpus_per_trainer: float = 1.0
+    gpus_per_engine: float = 1.0
+    cpus_per_worker: float = 1.0
+    threads_per_worker: int = 0
+    """CPU threads of the arithmetic in each trainer and engine; 0 takes the machine's cores."""
+    placement_timeout_s: float = 120.0
+    startup_timeout_s: float = 900.0
+    """For all workers to load their models."""
+    call_timeout_s: float = 3600.0
+    """For one call to a worker; on expiry the error says who waits for whom."""
+
+
+@dataclass
+class TeamConfig:
+    """All that `start_workers` needs."""
+
+    model: ModelConfig
+    train: TrainConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    cluster: ClusterConfig
+    seed: int
+    total_updates: int
+    """Optimizer steps of the whole run, for the schedule."""
+    log_folder: str
+    """Each worker's own output goes to a file here."""
+    rollout_workers: bool
+    """Whether the run generates and scores (an offline stage does not)."""
+    reference: bool
+    """Whether a frozen copy of the policy is kept."""

@@ -1,0 +1,427 @@
+"""The records that travel between the engine and its workers: one fact a stage, complete when made.
+
+    Prompt --generate--> Rollout --score--> ScoredRollout --collate--> Batch --credit--> Experience --loss--> Loss
+                                            (siblings: Group)            |
+                                                                   ModelOutputs, Credit
+
+Tensor and array suffixes: `B` responses, `T` token positions of a response (right-padded), `G` siblings of a group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from rewards.score import Judgement, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+# ----------------------------------------------------------------------------- asking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation.
+
+    Example:
+        Message(role="user", content="12+34=")
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A question, rendered once, with all that a reward needs to judge an answer.
+
+    Example:
+        Prompt(id="arithmetic-1234", messages=(Message(role="user", content="12+34="),),
+               token_ids=(3, 7, 8, 79, 9, 10, 87, 1, 4), answer="46", row={"a": 12, "b": 34})
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+    """The chat template applied, generation prompt included; these very tokens are sampled from and trained on."""
+    answer: str
+    row: Mapping[str, object]
+    """The other columns of the data row, handed to the reward as keyword arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are drawn. Temperature 0 is greedy."""
+
+    temperature: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """`num_samples` responses to one prompt, asked for together.
+
+    `draw` is the prompt's position in the ledger of draws. Randomness is a function of (`seed`, `draw`, sample) alone,
+    so a group that is asked for again, by another engine or after a resume, is the same group.
+    """
+
+    prompt: Prompt
+    draw: int
+    num_samples: int
+    seed: int
+    sampling: Sampling
+
+    def sample_seed(self, sample: int) -> int:
+        """A 63-bit hash of (seed, draw, sample): neighbouring samples share no stream, unlike seed + sample."""
+        key = f"{self.seed}/{self.draw}/{sample}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+# ----------------------------------------------------------------------------- answers
+
+
+class Stop(Enum):
+    """Why a response ended."""
+
+    END = "end"
+    """The policy sampled an end token, which is the response's last token and is trained on."""
+    LENGTH = "length"
+    """It ran into the length limit: truncated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Tokens `start` to `end` (exclusive) of a response: who wrote them, under which weights.
+
+    Example:
+        Span(start=0, end=5, sampled=True, version=3)   # five tokens of the policy's own, sampled from version 3
+    """
+
+    start: int
+    end: int
+    sampled: bool
+    """True for the policy's own tokens, which are trained on; False for a tool's or an environment's."""
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine returns for one request: tokens exactly as sampled, never re-encoded from text."""
+
+    token_ids: np.ndarray
+    """[T] int32."""
+    logprobs: np.ndarray
+    """[T] float32, of the sampled token under the distribution it was sampled from (temperature applied)."""
+    spans: tuple[Span, ...]
+    """In order, covering every token once."""
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One response to one prompt: sample `sample` of draw `draw`."""
+
+    prompt: Prompt
+    draw: int
+    sample: int
+    text: str
+    """The response as a reward reads it: special tokens left out."""
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    spans: tuple[Span, ...]
+    stop: Stop
+
+    def action_mask(self) -> np.ndarray:
+        """[T] bool: the tokens that the policy sampled and may be trained on."""
+        mask = np.zeros(len(self.token_ids), dtype=bool)
+        for span in self.spans:
+            mask[span.start : span.end] = span.sampled
+        return mask
+
+    def oldest_version(self) -> int:
+        return min(span.version for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRollout:
+    """A rollout and what the reward said of it."""
+
+    rollout: Rollout
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """What the driver decides on: a few numbers a group; the tokens stay where they were made.
+
+    Example:
+        GroupSummary(draw=7, prompt_id="arithmetic-1234", score_G=[1.0, nan], length_G=[3, 3], action_tokens_G=[3, 3],
+                     prompt_length=9, truncated_G=[False, False], version=2, failures=(Failure(...),),
+                     parts={"correct": 1.0})
+    """
+
+    draw: int
+    prompt_id: str
+    score_G: np.ndarray
+    """float64; NaN exactly where the response could not be judged."""
+    length_G: np.ndarray
+    """int64: response tokens."""
+    action_tokens_G: np.ndarray
+    """int64: response tokens that may be trained on."""
+    prompt_length: int
+    truncated_G: np.ndarray
+    version: int
+    """The oldest weights that sampled any of its tokens."""
+    failures: tuple[Judgement, ...]
+    parts: Mapping[str, float]
+    """Mean of each named part over the judged responses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The siblings of one draw, scored."""
+
+    prompt: Prompt
+    draw: int
+    rollouts: tuple[ScoredRollout, ...]
+
+    def summary(self) -> GroupSummary:
+        judgements = [scored.judgement for scored in self.rollouts]
+        scores = [judgement for judgement in judgements if isinstance(judgement, Score)]
+        names = sorted({name for score in scores for name in score.parts})
+        rollouts = [scored.rollout for scored in self.rollouts]
+        return GroupSummary(
+            draw=self.draw,
+            prompt_id=self.prompt.id,
+            score_G=np.array([j.total if isinstance(j, Score) else np.nan for j in judgements], dtype=np.float64),
+            length_G=np.array([len(rollout.token_ids) for rollout in rollouts], dtype=np.int64),
+            action_tokens_G=np.array([int(rollout.action_mask().sum()) for rollout in rollouts], dtype=np.int64),
+            prompt_length=len(self.prompt.token_ids),
+            truncated_G=np.array([rollout.stop is Stop.LENGTH for rollout in rollouts]),
+            version=min(rollout.oldest_version() for rollout in rollouts),
+            failures=tuple(judgement for judgement in judgements if not isinstance(judgement, Score)),
+            parts={name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names},
+        )
+
+
+# ----------------------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One response to learn from, named by where it is, with its outcome advantage."""
+
+    draw: int
+    sample: int
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The denominators of one optimizer step, counted once over all ranks and micro-batches.
+
+    Example:
+        Totals(tokens=1024, sequences=256, prompts=32, horizon=8)
+    """
+
+    tokens: int
+    """Action tokens."""
+    sequences: int
+    """Responses with at least one action token."""
+    prompts: int
+    horizon: int
+    """The response length limit: the constant of `seq-mean-token-sum-norm`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One optimizer step of one rank: which rows it learns from, and the totals that all ranks share."""
+
+    rows: tuple[Row, ...]
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows as tensors. The loss sees responses only, right-padded; `context` holds what the model reads.
+
+    Example (a prompt of 2 tokens, responses of 3 and 1):
+        Batch(context=(tensor([5, 6, 7, 8, 9]), tensor([5, 6, 7])), prompt_lengths=(2, 2),
+              token_ids_BT=[[7, 8, 9], [7, 0, 0]], mask_BT=[[1, 1, 1], [1, 0, 0]],
+              rollout_logprobs_BT=..., advantage_B=...)
+    """
+
+    context: tuple[Tensor, ...]
+    """A row's prompt and response, [prompt + T_i] int64 each."""
+    prompt_lengths: tuple[int, ...]
+    token_ids_BT: Tensor
+    mask_BT: Tensor
+    """bool: tokens that are trained on; False on padding and on tokens the policy did not write."""
+    rollout_logprobs_BT: Tensor
+    """float32; 0 where there is no token. NaN-free by construction, so that differences are defined everywhere."""
+    advantage_B: Tensor
+    """float32 outcome advantages."""
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(len(tokens) for tokens in self.context)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """What a language model says of the tokens of a batch, at the sampling temperature, in float32."""
+
+    logprobs_BT: Tensor
+    """0 where there is no token."""
+    entropy_BT: Tensor
+    """Of the whole distribution at each position, without gradient; 0 where there is no token."""
+
+
+class MissingOutput(LookupError):
+    """A loss read a model output that its algorithm did not list among its needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutputs:
+    """What frozen models said of a batch before the update: checked once against what the algorithm needs.
+
+    Reading an output that was not asked for raises `MissingOutput`.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise MissingOutput(f"the loss reads {name}, but the algorithm's `needs` do not ask for it")
+        return self.tensors[name]
+
+    @property
+    def old_logprobs_BT(self) -> Tensor:
+        """Of the policy at the start of the step."""
+        return self._read("old_logprobs_BT")
+
+    @property
+    def reference_logprobs_BT(self) -> Tensor:
+        return self._read("reference_logprobs_BT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """Who gets the blame, token by token."""
+
+    advantages_BT: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """What a policy loss reads of the past: the batch, the models' outputs on it, the credit."""
+
+    batch: Batch
+    outputs: ModelOutputs
+    credit: Credit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmState:
+    """What an algorithm carries from step to step: plain numbers, checkpointed."""
+
+    kl_coef: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A micro-batch's share of an optimizer step's loss.
+
+    `value` and every metric are *contributions*: summed over micro-batches and ranks they give the step's figure,
+    because every term is divided by the step's `Totals`.
+    """
+
+    value: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which models an algorithm asks about a batch before it learns from it."""
+
+    reference: bool
+
+
+class PolicyObjective(Protocol):
+    """The part of an algorithm that travels to the trainers: they know its shape, not which one it is."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def token_credit(self, batch: Batch, outputs: ModelOutputs) -> Credit: ...
+
+    def policy_loss(
+        self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState
+    ) -> Loss: ...
+
+
+class OfflineObjective(Protocol):
+    """A loss over a data set's own tokens (SFT)."""
+
+    def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of an offline stage: a conversation rendered once, with the tokens that are trained on.
+
+    `mask` starts at the first trained token, so `token_ids[:prompt_length]` is context alone.
+
+    Example:
+        Example(id="chat-3", token_ids=(3, 7, 8, 1, 4, 9, 10, 1), prompt_length=5, mask=(True, True, True))
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    prompt_length: int
+    mask: tuple[bool, ...]
+
+
+# ----------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEntry:
+    """Where one tensor lies in a weight manifest's file."""
+
+    name: str
+    """As the model's own checkpoint calls it, so that every engine can load it."""
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """One version of the policy's weights, ready to be read by every rollout engine of the node."""
+
+    version: int
+    path: str
+    entries: tuple[WeightEntry, ...]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightReceipt:
+    """An engine's half of the handshake: what it now serves, and the checksum of what it was given."""
+
+    version: int
+    checksum: str
+    num_bytes: int
