@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -51,6 +51,9 @@ class Failure:
 
 
 Judgement = Score | Failure
+
+RewardFunction = Callable[..., float | Mapping[str, float] | None]
+"""`def correct(response: str, answer: str, **row)`, called with keywords; `judgement_of` reads what it returns."""
 
 
 def judgement_of(value: float | Mapping[str, float] | None, *, name: str) -> Judgement:

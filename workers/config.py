@@ -87,6 +87,8 @@ class TrainConfig:
     """Where the schedule ends, as a share of the learning rate."""
     updates_per_step: int = 1
     """Optimizer steps a batch of rollouts (or a batch of rows, offline) is split into."""
+    examples_per_step: int = 64
+    """Offline stages: rows of the data set that one optimizer step learns from, over all ranks."""
     tokens_per_micro_batch: int = 8192
     """Padded tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
     old_logprobs: OldLogprobs = OldLogprobs.AUTO

@@ -1,0 +1,24 @@
+"""SFT: make the data set's own answers more likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.algorithms.aggregation import Aggregation, aggregate, token_mean
+from engine.algorithms.base import Objective
+from workers.records import Batch, Loss, TokenLogprobs, Totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Objective):
+    """Supervised fine-tuning: the mean negative log-probability of the tokens that are trained on, in nats.
+
+    Every trained token of the optimizer step weighs the same, so a long answer counts for more than a short one.
+    """
+
+    def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss:
+        value = aggregate(-policy.logprobs_BT, batch.mask_BT, totals, Aggregation.TOKEN_MEAN)
+        return Loss(
+            value=value,
+            metrics={"nll": value.detach(), "entropy": token_mean(policy.entropy_BT, batch.mask_BT, totals)},
+        )

@@ -1,0 +1,184 @@
+"""What a run can be told: one typed object, composed from conf/ and the command line, and checked before Ray starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from engine import config_help
+from engine.compose import compose
+from engine.config_checks import check
+from engine.config_error import ConfigError
+from workers.config import (
+    ClusterConfig,
+    ModelConfig,
+    Precision,
+    RewardConfig,
+    RolloutConfig,
+    TeamConfig,
+    TrainConfig,
+)
+
+__all__ = ["Bounds", "ChecksConfig", "Config", "ConfigError", "EvaluationConfig", "Resume", "RunConfig"]
+__all__ += ["help_text", "load_config"]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+OPEN_SECTIONS = ("algo", "data")
+
+
+class Resume(Enum):
+    """Whether a run goes on where an earlier one of the same name stopped."""
+
+    AUTO = "auto"
+    """From the newest valid checkpoint, if there is one."""
+    NEVER = "never"
+    """Always from the first step."""
+
+
+@dataclass
+class RunConfig:
+    """The run itself."""
+
+    name: str = ""
+    """Empty: <algo>-<model>-<data>, from the chosen options."""
+    folder: str = "runs"
+    """Where runs are kept; this one is <folder>/<name>."""
+    steps: int = 60
+    """Batches of rollouts (or of rows, offline) to learn from."""
+    seed: int = 0
+    """All randomness is a function of this number."""
+    save_every_steps: int = 0
+    """Steps between two checkpoints; 0 saves only at the end."""
+    keep_checkpoints: int = 2
+    """The newest ones; older ones are deleted."""
+    resume: Resume = Resume.AUTO
+    """auto goes on from the newest valid checkpoint of the same run; never starts over."""
+    keep_rollouts_every_steps: int = 10
+    """Steps between two files of rollouts, for people and for replay; 0 keeps none."""
+    tensorboard: bool = True
+    """Curves, beside metrics.jsonl."""
+
+
+@dataclass
+class EvaluationConfig:
+    """How progress is measured, on prompts that are never trained on."""
+
+    prompts: int = 200
+    """Held-out prompts; 0 turns evaluation off."""
+    samples_per_prompt: int = 4
+    """Samples behind avg@k and pass@k, beside the greedy answer."""
+    every_steps: int = 0
+    """0: before the first step and after the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How far the rollout engine and the trainer may disagree before a run stops: a disagreement is a bug."""
+
+    logprob_gap_mean: float
+    logprob_gap_max: float
+    ratio_deviation: float
+    kl_at_start: float
+
+
+DEFAULT_BOUNDS = {
+    Precision.FLOAT32: Bounds(logprob_gap_mean=1e-3, logprob_gap_max=5e-2, ratio_deviation=1e-4, kl_at_start=1e-4),
+    # A single token may be far off in bfloat16; the mean may not.
+    Precision.BFLOAT16: Bounds(logprob_gap_mean=5e-2, logprob_gap_max=10.0, ratio_deviation=0.5, kl_at_start=5e-2),
+}
+
+
+@dataclass
+class ChecksConfig:
+    """Bounds on how far engine and trainer may disagree; each 0 takes the precision's default."""
+
+    logprob_gap_mean: float = 0.0
+    """Mean absolute difference between the engine's and the trainer's log-probs of the sampled tokens."""
+    logprob_gap_max: float = 0.0
+    """Its largest value."""
+    ratio_deviation: float = 0.0
+    """How far the first update's policy ratio may be from 1."""
+    kl_at_start: float = 0.0
+    """How far the policy may be from its reference before the first update."""
+    max_skipped_steps: int = 3
+    """Steps in a row that may be skipped for a gradient that is not finite; one more stops the run."""
+
+    def bounds(self, precision: Precision) -> Bounds:
+        """Every bound as a number above 0."""
+        default = DEFAULT_BOUNDS[precision]
+        return Bounds(
+            logprob_gap_mean=self.logprob_gap_mean or default.logprob_gap_mean,
+            logprob_gap_max=self.logprob_gap_max or default.logprob_gap_max,
+            ratio_deviation=self.ratio_deviation or default.ratio_deviation,
+            kl_at_start=self.kl_at_start or default.kl_at_start,
+        )
+
+
+@dataclass
+class Config:
+    """A whole run. `algo` and `data` are open: the chosen file's `_target_` says which dataclass they are."""
+
+    algo: Any
+    """An `engine.algorithms.base.Algorithm`, or an offline objective."""
+    data: Any
+    """An `engine.data.base.OnlineData` or `OfflineData`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run.folder) / self.run.name
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.checks.bounds(self.model.precision)
+
+    def team(self) -> TeamConfig:
+        """The part of it that the workers are told."""
+        return TeamConfig(
+            model=self.model,
+            train=self.train,
+            rollout=self.rollout,
+            reward=self.reward,
+            cluster=self.cluster,
+            seed=self.run.seed,
+            total_updates=self.run.steps * self.train.updates_per_step,
+            log_folder=str((self.run_folder / "logs").absolute()),  # workers have working directories of their own
+            rollout_workers=self.algo.online,
+            reference=self.algo.online and self.algo.needs.reference,
+        )
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """The run that `argv` asks for, or a `ConfigError` that says why it cannot be."""
+    composed = compose(argv, Config, conf=CONF, open_sections=OPEN_SECTIONS)
+    config = composed.config
+    if not config.run.name:
+        config.run.name = "-".join(composed.choices[group] for group in ("algo", "model", "data"))
+    config.model.path = _found_from_anywhere(config.model.path)
+    try:
+        check(config)
+    except ConfigError as error:
+        raise composed.sources.explain(error) from None
+    return config
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    return config_help.describe(Config, conf=CONF, open_sections=OPEN_SECTIONS)
+
+
+def _found_from_anywhere(path: str) -> str:
+    """What a person types is relative to where they are; what the repository ships is found from every folder."""
+    shipped = REPOSITORY / path
+    return str(shipped) if shipped.exists() and not Path(path).exists() else path

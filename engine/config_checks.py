@@ -1,0 +1,220 @@
+"""What no run can be: checks over several settings at once, each ending in what to set instead."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.algorithms.base import Algorithm, Objective
+from engine.config_error import ConfigError
+from engine.data.base import OfflineData, OnlineData
+from workers.config import Precision, Weights
+
+if TYPE_CHECKING:
+    from engine.config import Config
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".gguf"}
+ABOVE_ZERO = (
+    "model.context_length",
+    "train.ranks",
+    "train.learning_rate",
+    "train.eps",
+    "train.updates_per_step",
+    "train.tokens_per_micro_batch",
+    "rollout.engines",
+    "rollout.prompts_per_step",
+    "rollout.responses_per_prompt",
+    "rollout.max_response_tokens",
+    "rollout.max_running",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_share",
+    "reward.workers",
+    "reward.timeout_s",
+    "evaluation.samples_per_prompt",
+    "cluster.gpus_per_trainer",
+    "cluster.gpus_per_engine",
+    "cluster.cpus_per_worker",
+    "cluster.placement_timeout_s",
+    "cluster.startup_timeout_s",
+    "cluster.call_timeout_s",
+    "run.steps",
+    "run.keep_checkpoints",
+)
+FROM_ZERO = (
+    "train.weight_decay",
+    "train.max_grad_norm",
+    "train.warmup_updates",
+    "cluster.threads_per_worker",
+    "evaluation.prompts",
+    "evaluation.every_steps",
+    "checks.logprob_gap_mean",
+    "checks.logprob_gap_max",
+    "checks.ratio_deviation",
+    "checks.kl_at_start",
+    "run.save_every_steps",
+    "run.seed",
+)
+SHARES = (
+    "train.final_learning_rate_share",
+    "rollout.gpu_memory_share",
+    "reward.max_failed_share",
+)
+
+
+def check(config: Config) -> None:
+    """Raises a `ConfigError` for the first thing that cannot be."""
+    _check_algorithm(config)
+    _check_numbers(config)
+    _check_model(config)
+    _check_run(config)
+    _check_data(config)
+    if config.algo.online:
+        _check_rollouts(config)
+        _check_batch(config)
+
+
+def _check_algorithm(config: Config) -> None:
+    if not isinstance(config.algo, (Algorithm, Objective)):
+        raise ConfigError(
+            f"algo is a {type(config.algo).__name__}, which is no algorithm.",
+            keys=("algo._target_", "algo"),
+            advice="Give a subclass of engine.algorithms.base.Algorithm or Objective.",
+        )
+
+
+def _check_numbers(config: Config) -> None:
+    for key in ABOVE_ZERO:
+        number = _value(config, key)
+        if not (math.isfinite(number) and number > 0):
+            raise ConfigError(f"{key} is {number}.", keys=(key,), advice="Set a number above 0.")
+    for key in FROM_ZERO:
+        number = _value(config, key)
+        if not (math.isfinite(number) and number >= 0):
+            raise ConfigError(f"{key} is {number}.", keys=(key,), advice="Set 0 or more.")
+    for key in SHARES:
+        number = _value(config, key)
+        if not 0 <= number <= 1:
+            raise ConfigError(f"{key} is {number}, and a share is at most 1.", keys=(key,), advice="Set 0 to 1.")
+    betas, zero_stage = config.train.betas, config.train.zero_stage
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"train.betas is {betas}.", keys=("train.betas",), advice="Set two numbers in [0, 1).")
+    if zero_stage not in range(4):
+        raise ConfigError(f"train.zero_stage is {zero_stage}.", keys=("train.zero_stage",), advice="Set 0, 1, 2 or 3.")
+
+
+def _value(config: Config, key: str) -> float:
+    section, name = key.split(".")
+    return vars(vars(config)[section])[name]
+
+
+def _check_model(config: Config) -> None:
+    model, zero_stage = config.model, config.train.zero_stage
+    if model.precision is Precision.BFLOAT16 and zero_stage == 0:
+        raise ConfigError(
+            "model.precision is bfloat16 and train.zero_stage is 0: the optimizer would have no float32 weights.",
+            keys=("model.precision", "train.zero_stage"),
+            advice="Set train.zero_stage=1.",
+        )
+    folder = Path(model.path)
+    if not folder.exists():
+        if HUB_ID.fullmatch(model.path):
+            return
+        raise ConfigError(
+            f"model.path is {model.path}: no such folder, and not the form of a hub id (organisation/name).",
+            keys=("model.path",),
+            advice=f"Give an existing folder (paths are relative to {Path.cwd()}) or a hub id.",
+        )
+    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if "config.json" not in files:
+        raise ConfigError(
+            f"model.path is {model.path}, which holds no config.json.",
+            keys=("model.path",),
+            advice="Give the folder of a Hugging Face model.",
+        )
+    if model.weights is Weights.PRETRAINED and not any(Path(name).suffix in WEIGHT_SUFFIXES for name in files):
+        raise ConfigError(
+            f"model.weights is pretrained, and {model.path} holds no weights.",
+            keys=("model.weights", "model.path"),
+            advice="Give the folder of a trained model, or set model.weights=random to start from nothing.",
+        )
+
+
+def _check_run(config: Config) -> None:
+    name = config.run.name
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise ConfigError(
+            f"run.name is {name}, and a name is one folder.",
+            keys=("run.name",),
+            advice="Set run.folder to where runs are kept, and run.name without slashes.",
+        )
+
+
+def _check_data(config: Config) -> None:
+    wanted = OnlineData if config.algo.online else OfflineData
+    if not isinstance(config.data, wanted):
+        algorithm, data = type(config.algo).__name__, type(config.data).__name__
+        needed = "questions to answer" if config.algo.online else "conversations to learn from"
+        raise ConfigError(
+            f"{algorithm} needs {needed}, and {data} has none.",
+            keys=("algo", "data"),
+            advice="Choose another algo or data; `python -m engine.main --help` lists them.",
+        )
+
+
+def _check_rollouts(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.top_p != 1 or rollout.top_k != 0:
+        raise ConfigError(
+            f"rollout.top_p is {rollout.top_p} and rollout.top_k is {rollout.top_k}: the engine's log-probs would be "
+            "those of another distribution than the trainer's.",
+            keys=("rollout.top_p", "rollout.top_k"),
+            advice="Set rollout.top_p=1 and rollout.top_k=0; rollout.temperature is safe to change.",
+        )
+    if not (math.isfinite(rollout.temperature) and rollout.temperature > 0):
+        raise ConfigError(
+            f"rollout.temperature is {rollout.temperature}: without chance all responses to a prompt are the same.",
+            keys=("rollout.temperature",),
+            advice="Set a temperature above 0, such as 1.",
+        )
+    if rollout.max_staleness != 0:
+        raise ConfigError(
+            f"rollout.max_staleness is {rollout.max_staleness}, and only 0 is supported.",
+            keys=("rollout.max_staleness",),
+            advice="Set rollout.max_staleness=0: each step learns from rollouts of the newest weights.",
+        )
+    if rollout.max_response_tokens >= config.model.context_length:
+        raise ConfigError(
+            f"rollout.max_response_tokens ({rollout.max_response_tokens}) leaves no room for a prompt in "
+            f"model.context_length ({config.model.context_length}).",
+            keys=("rollout.max_response_tokens", "model.context_length"),
+            advice="Set model.context_length to the longest prompt and the longest response together.",
+        )
+    if not config.reward.function:
+        raise ConfigError(
+            f"{type(config.algo).__name__} learns from a reward, and reward.function is empty.",
+            keys=("reward.function", "data"),
+            advice="Set reward.function=path/to/file.py:name, or choose data that brings a reward.",
+        )
+
+
+def _check_batch(config: Config) -> None:
+    rollout, updates = config.rollout, config.train.updates_per_step
+    if rollout.prompts_per_step % updates:
+        below = rollout.prompts_per_step - rollout.prompts_per_step % updates
+        raise ConfigError(
+            f"rollout.prompts_per_step ({rollout.prompts_per_step}) cannot be split into train.updates_per_step "
+            f"({updates}) equal updates of whole groups.",
+            keys=("rollout.prompts_per_step", "train.updates_per_step"),
+            advice=f"Set rollout.prompts_per_step={below or updates}, or a train.updates_per_step that divides it.",
+        )
+    smallest = config.algo.min_group_size
+    if rollout.responses_per_prompt < smallest:
+        raise ConfigError(
+            f"{type(config.algo).__name__} compares the responses to one prompt: it needs {smallest} of them, and "
+            f"rollout.responses_per_prompt is {rollout.responses_per_prompt}.",
+            keys=("rollout.responses_per_prompt",),
+            advice=f"Set rollout.responses_per_prompt={max(smallest, 8)}.",
+        )

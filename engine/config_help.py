@@ -1,0 +1,116 @@
+"""The text of `--help`: written from conf/ and from the dataclasses themselves, so that it cannot be out of date."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+
+import yaml
+
+from engine.compose import options_in
+from engine.config_error import ConfigError
+from engine.schema import Leaf, enum_of, leaves_of, open_class
+
+INTRODUCTION = """\
+Heliostat: reinforcement learning for language models. Ray runs it, vLLM generates, DeepSpeed learns.
+
+    python -m engine.main [group=option ...] [key=value ...]
+
+Without arguments, a tiny policy learns arithmetic on this machine's CPU.
+
+HOW TO TYPE
+    algo=grpo                           choose an option of a group
+    train.learning_rate=1e-5            set a key; what is typed wins over every file
+    train.betas=[0.9,0.95]              a list (quote it where the shell reads brackets)
+    reward.arguments={tolerance:0.01}   a mapping; also reward.arguments.tolerance=0.01
+    'run.name="a=b"'                    a value with = , : or brackets needs quotes of its own
+    run.name=''                         empty
+"""
+
+EXAMPLES = """\
+EXAMPLES
+    python -m engine.main run.steps=10 run.name=first
+    python -m engine.main model.path=org/name rollout.max_response_tokens=256 model.context_length=1024
+    python -m engine.main data=gsm8k data.path=train.jsonl model.path=../my-model
+    python -m engine.main reward.function=my_rewards.py:correct
+    python -m engine.main experiment=nano_base
+"""
+
+
+def describe(schema: type, *, conf: Path, open_sections: Sequence[str]) -> str:
+    """All groups with their options, and all keys with their defaults and meaning."""
+    options = options_in(conf)
+    parts = [INTRODUCTION, _groups(conf, options), "KEYS, with the defaults of the code (an option may move them)"]
+    leaves = leaves_of(schema, {})
+    for section in dict.fromkeys(key.partition(".")[0] for key in leaves):
+        if section in open_sections:
+            parts += [_open_option(section, option, conf) for option in options[section]]
+        else:
+            parts.append(_keys(section, [leaf for leaf in leaves.values() if leaf.key.startswith(f"{section}.")]))
+    return "\n".join([*parts, "", EXAMPLES])
+
+
+def _groups(conf: Path, options: dict[str, tuple[str, ...]]) -> str:
+    entries = yaml.safe_load((conf / "config.yaml").read_text())["defaults"]
+    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    lines = []
+    for group, names in options.items():
+        shown = ", ".join(f"{name} (default)" if name == chosen.get(group) else name for name in names)
+        lines += [f"    {group:<12}{shown}"]
+    return "\n".join(["GROUPS, and their options (conf/<group>/<option>.yaml)", *lines, ""])
+
+
+def _open_option(section: str, option: str, conf: Path) -> str:
+    content = yaml.safe_load((conf / section / f"{option}.yaml").read_text())
+    # A data file is written for the whole configuration, an algorithm's for its own section.
+    target = content.get(section, content)
+    title = f"{section}.* with {section}={option}"
+    try:
+        keys = leaves_of(open_class(section, target), {}, prefix=f"{section}.")
+    except ConfigError as error:
+        return f"\n  {title}: {error.problem}"
+    return _keys(title, keys.values())
+
+
+def _keys(title: str, leaves: Iterable[Leaf]) -> str:
+    leaves = list(leaves)
+    lines = ["", f"  {title}" + ("" if leaves else " (no keys)")]
+    for leaf in leaves:
+        lines.append(f"    {leaf.key} = {leaf.default_text() or '<required>'}{_choices(leaf)}")
+        doc = field_docs(leaf.owner).get(leaf.name, "")
+        lines += textwrap.wrap(doc, width=108, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
+def _choices(leaf: Leaf) -> str:
+    enum: type[Enum] | None = enum_of(leaf.hint)
+    return f"   ({' | '.join(str(member.value) for member in enum)})" if enum else ""
+
+
+@functools.cache
+def field_docs(owner: type) -> dict[str, str]:
+    """The sentence under each field of a dataclass, its bases' included."""
+    docs: dict[str, str] = {}
+    for cls in reversed(owner.__mro__):
+        if cls.__module__ == "builtins":
+            continue
+        body = next(
+            (
+                node.body
+                for node in ast.walk(ast.parse(inspect.getsource(sys.modules[cls.__module__])))
+                if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+            ),
+            [],
+        )
+        for field, doc in itertools.pairwise(body):
+            is_text = isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+            if is_text and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs

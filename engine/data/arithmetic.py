@@ -1,0 +1,85 @@
+"""Sums of two whole numbers: the task that a tiny policy learns in minutes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.data.base import Conversation, Question, Split
+from workers.records import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Every pair of numbers up to `largest`, some of them held out."""
+
+    largest: int = 99
+    """Both numbers go from 0 to this one."""
+    held_out: int = 400
+    """Pairs that are never trained on, chosen by `seed`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        pairs = (self.largest + 1) ** 2
+        if self.largest < 1:
+            raise ValueError(f"largest is {self.largest}: it must be 1 or more")
+        if not 0 <= self.held_out < pairs:
+            raise ValueError(f"held_out is {self.held_out} of {pairs} pairs: some must be left to train on")
+
+    def pairs(self, split: Split) -> list[tuple[int, int]]:
+        """The pairs of a split, in order."""
+        count = self.largest + 1
+        held_out = set(random.Random(self.seed).sample(range(count * count), self.held_out))
+        wanted = split is Split.HELD_OUT
+        return [divmod(index, count) for index in range(count * count) if (index in held_out) == wanted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArithmeticData(Sums):
+    """Asks for sums."""
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        return [
+            Question(id=_id(a, b), messages=(_ask(a, b),), answer=str(a + b), row={"a": a, "b": b})
+            for a, b in self.pairs(split)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArithmeticDemos(Sums):
+    """Answered sums, most of them wrong by a little.
+
+    Who imitates them can add, and mostly says something else: a base model that reinforcement learning can improve.
+    """
+
+    near_miss_share: float = 0.6
+    """Of the train pairs, how many are answered wrongly: off by 1 or by 10. Held-out answers are all true."""
+
+    def __post_init__(self) -> None:
+        Sums.__post_init__(self)
+        if not 0 <= self.near_miss_share <= 1:
+            raise ValueError(f"near_miss_share is {self.near_miss_share}: a share is between 0 and 1")
+
+    def conversations(self, split: Split) -> Sequence[Conversation]:
+        return [
+            Conversation(
+                id=_id(a, b), messages=(_ask(a, b), Message(role="assistant", content=self._answer(a, b, split)))
+            )
+            for a, b in self.pairs(split)
+        ]
+
+    def _answer(self, a: int, b: int, split: Split) -> str:
+        chance = random.Random(f"{self.seed}/{a}/{b}")  # keyed by the pair, so that no other setting moves it
+        true = a + b
+        if split is Split.HELD_OUT or chance.random() >= self.near_miss_share:
+            return str(true)
+        return str(chance.choice([true + offset for offset in (-10, -1, 1, 10) if true + offset >= 0]))
+
+
+def _id(a: int, b: int) -> str:
+    return f"arithmetic-{a}-{b}"
+
+
+def _ask(a: int, b: int) -> Message:
+    return Message(role="user", content=f"{a}+{b}=")

@@ -1,0 +1,86 @@
+"""GSM8K (2110.14168): grade-school word problems whose answer is one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.data.base import DataError, Question, Split
+from engine.data.files import FileRow, read_rows, split_rows
+from engine.data.jsonl import ask, system
+
+ANSWER_MARK = "####"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gsm8kData:
+    """Each row has a question and a worked solution, which ends in `#### <answer>`."""
+
+    path: str = "openai/gsm8k"
+    """A local .jsonl file, or a hub id, whose split `test` is then held out."""
+    question_column: str = "question"
+    answer_column: str = "answer"
+    held_out: int = 200
+    """A local file's last rows, which are never trained on; unless held_out_path is set."""
+    held_out_path: str = ""
+    """A local file of its own to evaluate on, such as GSM8K's test.jsonl."""
+    instruction: str = "Reason step by step, and give the final answer in \\boxed{} or after ####."
+    """Written under every question."""
+    system_prompt: str = ""
+    """Said before every question."""
+    limit: int = 0
+    """Only the first rows to train on or to hold out from; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("held_out", self.held_out), ("limit", self.limit)):
+            if count < 0:
+                raise ValueError(f"{name} is {count}: it must be 0 or more")
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        return [self._question(row) for row in self._rows(split)]
+
+    def _rows(self, split: Split) -> Sequence[FileRow]:
+        if not Path(self.path).exists() and Path(self.path).suffix not in (".jsonl", ".json"):
+            rows = _rows_of_hub(self.path, "train" if split is Split.TRAIN else "test")
+            return rows[: self.limit] if self.limit and split is Split.TRAIN else rows
+        rows = read_rows(self.path)
+        rows = rows[: self.limit] if self.limit else rows
+        held_out_rows = read_rows(self.held_out_path) if self.held_out_path else ()
+        return split_rows(rows, split, held_out=self.held_out, held_out_rows=held_out_rows)
+
+    def _question(self, row: FileRow) -> Question:
+        solution = row.text(self.answer_column)
+        _, mark, final = solution.rpartition(ANSWER_MARK)
+        answer = final.strip().replace(",", "")
+        if not (mark and answer):
+            raise DataError(
+                f"column {self.answer_column!r} has no answer after {ANSWER_MARK}.",
+                where=row.where,
+                advice=f"End the solution in `{ANSWER_MARK} <number>`, or use data=jsonl for plain answers.",
+            )
+        question = row.text(self.question_column)
+        text = f"{question}\n{self.instruction}" if self.instruction else question
+        return Question(
+            id=row.id,
+            messages=(*system(self.system_prompt), ask(text)),
+            answer=answer,
+            row=row.others(self.question_column, self.answer_column) | {"solution": solution},
+        )
+
+
+def _rows_of_hub(path: str, split: str) -> tuple[FileRow, ...]:
+    from datasets import load_dataset  # takes seconds to import, and most runs read a file
+
+    try:
+        rows = load_dataset(path, "main", split=split)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot be loaded from the hub: {error}",
+            where=path,
+            advice="Set data.path to a local .jsonl file of GSM8K, or go online.",
+        ) from error
+    return tuple(
+        FileRow(id=f"gsm8k-{split}-{number}", where=f"{path}, {split} row {number}", values=row)
+        for number, row in enumerate(rows, start=1)
+    )

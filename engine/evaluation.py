@@ -1,0 +1,88 @@
+"""How good the policy is on prompts that it never trains on: sampled as in training, and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from engine.config import Config
+from engine.rollout_stream import ask
+from workers.records import GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
+from workers.team import Workers
+
+EVALUATION_STREAM = 0x5EED
+"""Keeps held-out randomness apart from the training draws of the same seed."""
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """The policy's scores on held-out prompts."""
+
+    sampled: float
+    """avg@k: mean score of k samples a prompt, at the training temperature."""
+    best: float
+    """pass@k for 0/1 rewards: mean over prompts of the best sample's score."""
+    greedy: float
+    prompts: int
+    samples: int
+    unjudged: int
+    responses: tuple[ScoredRollout, ...]
+    """A few greedy ones, for people."""
+
+    def metrics(self) -> dict[str, float]:
+        return {"held_out/sampled": self.sampled, "held_out/best": self.best, "held_out/greedy": self.greedy}
+
+
+def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> HeldOut:
+    """The same samples for the same weights, whenever it is asked."""
+    chosen = prompts[: config.evaluation.prompts]
+    samples = config.evaluation.samples_per_prompt
+    length = config.rollout.max_response_tokens
+    random = Sampling(temperature=config.rollout.temperature, max_tokens=length)
+    greedy = Sampling(temperature=0.0, max_tokens=length)
+    sampled = _ask_all(chosen, workers, config, num_samples=samples, sampling=random)
+    best = _ask_all(chosen, workers, config, num_samples=1, sampling=greedy)
+    sampled_summaries = _summaries(sampled, workers)
+    greedy_summaries = _summaries(best, workers)
+    shown = ray.get([group for group, _ in best[:SHOWN]])
+    return HeldOut(
+        sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
+        best=_mean([np.nanmax(s.score_G) for s in sampled_summaries if np.isfinite(s.score_G).any()]),
+        greedy=_mean([score for summary in greedy_summaries for score in summary.score_G]),
+        prompts=len(chosen),
+        samples=len(chosen) * samples,
+        unjudged=sum(len(summary.failures) for summary in (*sampled_summaries, *greedy_summaries)),
+        responses=tuple(group.rollouts[0] for group in shown),
+    )
+
+
+def _ask_all(
+    prompts: Sequence[Prompt], workers: Workers, config: Config, *, num_samples: int, sampling: Sampling
+) -> list[tuple[ray.ObjectRef, ray.ObjectRef]]:
+    return [
+        ask(
+            workers,
+            GroupRequest(
+                prompt=prompt,
+                draw=draw,
+                num_samples=num_samples,
+                seed=config.run.seed ^ EVALUATION_STREAM,
+                sampling=sampling,
+            ),
+        )
+        for draw, prompt in enumerate(prompts)
+    ]
+
+
+def _summaries(asked: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]], workers: Workers) -> list[GroupSummary]:
+    return workers.reward.wait([summary for _, summary in asked], verb="score held-out groups")
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """Over what could be judged; NaN when nothing could."""
+    judged = [score for score in scores if np.isfinite(score)]
+    return float(np.mean(judged)) if judged else float("nan")

@@ -1,0 +1,104 @@
+"""Online reinforcement learning, one step from top to bottom: generate, score, credit, update, publish."""
+
+from __future__ import annotations
+
+import ray
+
+from engine.checkpoint import Checkpoints
+from engine.config import Config
+from engine.evaluation import evaluate
+from engine.experience import assign
+from engine.invariants import SkippedUpdates, check_agreement, check_tokens
+from engine.metrics import of_rollouts, of_update
+from engine.resume import Progress, restore, save
+from engine.rollout_files import write_rollouts
+from engine.rollout_stream import RolloutStream, Taken
+from engine.tasks import OnlineTask
+from engine.tracking import Tracker
+from workers.records import AlgorithmState, Group, Metrics
+from workers.team import Workers
+
+
+def train_online(
+    config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
+) -> None:
+    """Learn from what the policy samples. Weight version n is the policy after n steps."""
+    algorithm, run = config.algo, config.run
+    start = Progress(step=0, next_draw=0, algorithm=algorithm.initial_state())
+    progress = restore(config, start, task.fingerprint, workers, tracker, checkpoints)
+    state = progress.algorithm
+    stream = RolloutStream(
+        task.prompts,
+        workers,
+        rollout=config.rollout,
+        reward=config.reward,
+        keep=algorithm.keep,
+        seed=run.seed,
+        next_draw=progress.next_draw,
+        accepted=progress.step * config.rollout.prompts_per_step,
+    )
+    skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
+    workers.publish_weights(version=progress.step)
+    if progress.step == 0:
+        _measure(config, task, workers, tracker, step=0)
+
+    for step in range(progress.step, run.steps):
+        with tracker.step(step) as metrics:
+            with workers.generating(), tracker.phase("generate"):
+                taken = stream.take(version=step)
+                metrics |= of_rollouts(taken)
+
+            with workers.learning():
+                with tracker.phase("learn"):
+                    metrics |= _learn(taken, state, config, workers, is_first_step=step == 0)
+                with tracker.phase("publish"):
+                    published = workers.publish_weights(version=step + 1)
+                    tracker.label("weights_checksum", published.checksum)
+                    metrics["weights_bytes"] = float(published.num_bytes)
+
+            state = algorithm.next_state(state, metrics)
+            if _due(step, run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
+                write_rollouts(config.run_folder / "rollouts", step + 1, _fetch(taken))
+            skips.observe(metrics["skipped_updates"])
+
+        if _due(step, config.evaluation.every_steps) or step + 1 == run.steps:
+            _measure(config, task, workers, tracker, step=step + 1)
+        if _due(step, run.save_every_steps) or step + 1 == run.steps:
+            progress = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state)
+            save(progress, config, task.fingerprint, workers, tracker, checkpoints)
+
+
+def _learn(taken: Taken, state: AlgorithmState, config: Config, workers: Workers, *, is_first_step: bool) -> Metrics:
+    """Credit the rollouts and update the policy, on the ranks that own the rows."""
+    batch = assign(
+        taken.groups,
+        config.algo,
+        ranks=config.train.ranks,
+        updates_per_step=config.train.updates_per_step,
+        horizon=config.rollout.max_response_tokens,
+    )
+    temperature = config.rollout.temperature
+    frozen = workers.reference.outputs(batch.shares, temperature=temperature, groups=batch.groups)
+    reports = workers.policy.update(
+        batch.shares, config.algo, state, temperature=temperature, frozen_outputs=frozen, groups=batch.groups
+    )
+    metrics = of_update(reports)
+    check_tokens(reports, announced=batch.action_tokens)
+    # With one update a step, the first step's loss still sees the very policy that the reference is a copy of.
+    at_start = is_first_step and config.train.updates_per_step == 1
+    check_agreement(metrics, config.bounds, is_first_update=at_start)
+    return metrics | {"advantage_std": batch.advantage_std}
+
+
+def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, *, step: int) -> None:
+    if config.evaluation.prompts and task.held_out:
+        with workers.generating():
+            tracker.held_out(step, evaluate(task.held_out, workers, config))
+
+
+def _fetch(taken: Taken) -> list[Group]:
+    return ray.get([item.group for item in taken.groups])
+
+
+def _due(step: int, every_steps: int) -> bool:
+    return every_steps > 0 and (step + 1) % every_steps == 0

@@ -1,0 +1,46 @@
+"""Figures of a step, from what many workers saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.rollout_stream import Taken
+from workers.records import Metrics
+from workers.tally import UpdateReport
+
+
+def of_rollouts(taken: Taken) -> Metrics:
+    """What the policy wrote this step, and how it was judged."""
+    summaries = [item.summary for item in taken.groups]
+    scores = np.concatenate([summary.score_G for summary in summaries])
+    lengths = np.concatenate([summary.length_G for summary in summaries])
+    judged = scores[np.isfinite(scores)]
+    group_spreads = [np.nanstd(summary.score_G) for summary in summaries if np.isfinite(summary.score_G).any()]
+    parts = sorted({name for summary in summaries for name in summary.parts})
+    prompt_tokens = sum(summary.prompt_length * len(summary.score_G) for summary in summaries)
+    return {
+        "reward/mean": float(judged.mean()),
+        "reward/std": float(judged.std()),
+        "reward/unjudged_share": 1.0 - len(judged) / len(scores),
+        "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
+        **{f"reward/{name}": float(np.mean([s.parts[name] for s in summaries if name in s.parts])) for name in parts},
+        "response_length/mean": float(lengths.mean()),
+        "response_length/max": float(lengths.max()),
+        "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),
+        "tokens": float(lengths.sum() + prompt_tokens),
+        **{f"dropped_groups/{reason}": float(count) for reason, count in taken.dropped.items()},
+    }
+
+
+def of_update(reports: Sequence[UpdateReport]) -> Metrics:
+    """One figure for all ranks: contributions add up, the largest maximum counts."""
+    names = {name for report in reports for name in report.contributions}
+    maxima = {name for report in reports for name in report.maxima}
+    # max() would pass over a NaN that is not the first.
+    return {
+        **{name: sum(report.contributions.get(name, 0.0) for report in reports) for name in sorted(names)},
+        **{name: float(np.max([report.maxima.get(name, 0.0) for report in reports])) for name in sorted(maxima)},
+        "skipped_updates": float(max(report.skipped_updates for report in reports)),
+    }

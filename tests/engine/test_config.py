@@ -1,0 +1,184 @@
+"""What a run is told comes out typed, and what is typed on the command line wins."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import compose
+from engine.algorithms.grpo import GRPO
+from engine.algorithms.sft import SFT
+from engine.config import CONF, REPOSITORY, ChecksConfig, Config, ConfigError, Resume, help_text, load_config
+from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
+from workers.config import EngineKind, Precision, Weights
+
+BLANK = ("model.path=examples/nano/blank", "model.weights=random")
+
+
+def load(*overrides: str) -> Config:
+    return load_config([*BLANK, *overrides])
+
+
+# ----------------------------------------------------------------------------- what comes out
+
+
+def test_everything_that_comes_out_is_a_plain_typed_value() -> None:
+    config = load("algo.clip_high=1", "rollout.engine=hf", "model.precision=bfloat16", "run.resume=never")
+
+    assert config.algo == GRPO(clip_high=1.0)
+    assert type(config.algo.clip_high) is float
+    assert config.data == ArithmeticData()
+    assert config.rollout.engine is EngineKind.HF
+    assert config.model.precision is Precision.BFLOAT16
+    assert config.run.resume is Resume.NEVER
+    assert config.train.betas == (0.9, 0.999)
+    modules = {type(value).__module__ for section in vars(config).values() for value in _values(section)}
+    assert not [module for module in modules if module.startswith("omegaconf")]
+
+
+def _values(section: object) -> list[object]:
+    return [
+        section,
+        *(vars(section) if not dataclasses.is_dataclass(section) else dataclasses.asdict(section)).values(),
+    ]
+
+
+@pytest.mark.parametrize("typed", ["bfloat16", "BFLOAT16"])
+def test_an_enum_is_typed_by_value_or_by_name(typed: str) -> None:
+    assert load(f"model.precision={typed}").model.precision is Precision.BFLOAT16
+
+
+def test_the_default_run_names_itself_after_its_choices() -> None:
+    config = load()
+
+    assert config.run.name == "grpo-nano-arithmetic"
+    assert config.run_folder == Path("runs/grpo-nano-arithmetic")
+    assert load("algo=sft", "data=arithmetic_demos").run.name == "sft-nano-arithmetic_demos"
+    assert load("run.name=mine", "run.folder=/elsewhere").run_folder == Path("/elsewhere/mine")
+
+
+def test_data_brings_its_reward_and_what_is_typed_wins() -> None:
+    assert load().reward.function == "rewards.number:exact"
+    assert load("data=gsm8k").reward.function == "rewards.gsm8k:correct"
+    assert load("reward.function=mine.py:f", "data=gsm8k").reward.function == "mine.py:f"
+
+
+def test_a_model_moves_defaults_and_what_is_typed_wins() -> None:
+    assert load().train.learning_rate == 2e-4
+    assert load("train.learning_rate=3e-5").train.learning_rate == 3e-5
+
+
+def test_an_experiment_chooses_options_and_what_is_typed_wins() -> None:
+    config = load_config(["experiment=nano_base"])
+
+    assert config.algo == SFT()
+    assert config.data == ArithmeticDemos()
+    assert config.model.weights is Weights.RANDOM
+    assert Path(config.model.path).samefile(REPOSITORY / "examples/nano/blank")
+    assert config.run.name == "nano_base"
+    assert load_config(["experiment=nano_base", "data.near_miss_share=0.1"]).data.near_miss_share == 0.1
+
+
+def test_keys_of_a_mapping_are_free_and_their_values_are_typed() -> None:
+    assert load("reward.arguments.tolerance=1").reward.arguments == {"tolerance": 1.0}
+    assert load("reward.arguments={tolerance: 0.5}").reward.arguments == {"tolerance": 0.5}
+    with pytest.raises(ConfigError, match="each value a number"):
+        load("reward.arguments.tolerance=little")
+
+
+def test_a_plus_that_hydra_would_ask_for_is_taken_too() -> None:
+    assert load("+run.seed=3").run.seed == load("++run.seed=3").run.seed == load("run.seed=3").run.seed == 3
+
+
+def test_the_shipped_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Path(load().model.path) == REPOSITORY / "examples/nano/blank"
+
+
+def test_a_typed_path_is_relative_to_where_the_person_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("{}")
+    (mine / "model.safetensors").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    assert load_config(["model.path=mine"]).model.path == "mine"
+    assert load_config(["model.path=organisation/name"]).model.path == "organisation/name"
+
+
+def test_a_tuple_setting_of_an_algorithm_of_ones_own_is_a_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_algorithm", _module_with(Ranged))
+    config = load("algo._target_=my_algorithm.Ranged", "algo.clip=[0.1,0.4]")
+
+    assert config.algo == Ranged(clip=(0.1, 0.4))
+    with pytest.raises(ConfigError, match="takes 2 values, and was given 3"):
+        load("algo._target_=my_algorithm.Ranged", "algo.clip=[1,2,3]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranged(GRPO):
+    clip: tuple[float, float] = (0.2, 0.2)
+
+
+def _module_with(cls: type) -> object:
+    module = type(sys)("my_algorithm")
+    vars(module)[cls.__name__] = cls
+    return module
+
+
+# ----------------------------------------------------------------------------- what the workers are told
+
+
+def test_the_team_hears_of_every_optimizer_step_and_of_the_reference() -> None:
+    team = load("run.steps=7", "train.updates_per_step=4", "run.seed=5").team()
+
+    assert team.total_updates == 28
+    assert team.seed == 5
+    assert team.rollout_workers
+    assert team.reference
+    assert Path(team.log_folder) == Path.cwd() / "runs/grpo-nano-arithmetic/logs"
+
+
+def test_no_reference_is_kept_without_a_kl_term_and_none_offline() -> None:
+    assert not load("algo.kl_coef=0").team().reference
+    offline = load("experiment=nano_base").team()
+    assert not offline.reference
+    assert not offline.rollout_workers
+
+
+def test_bounds_come_from_the_precision_unless_they_are_set() -> None:
+    checks = ChecksConfig(ratio_deviation=0.25)
+
+    assert dataclasses.astuple(checks.bounds(Precision.FLOAT32)) == (1e-3, 5e-2, 0.25, 1e-4)
+    assert dataclasses.astuple(checks.bounds(Precision.BFLOAT16)) == (5e-2, 10.0, 0.25, 5e-2)
+    assert load("model.precision=bfloat16").bounds.ratio_deviation == 0.5
+
+
+# ----------------------------------------------------------------------------- help
+
+
+def test_help_shows_every_key_with_its_default_and_every_option() -> None:
+    text = help_text()
+
+    for section in dataclasses.fields(Config)[2:]:
+        for field in dataclasses.fields(section.default_factory):
+            assert f"\n    {section.name}.{field.name} = " in text
+    for options in compose.options_in(CONF).values():
+        assert all(option in text for option in options)
+    assert "train.betas = [0.9,0.999]" in text
+    assert "model.precision = float32   (float32 | bfloat16)" in text
+    assert "algo.clip_low = 0.2" in text
+    assert "data.near_miss_share = 0.6" in text
+    assert "Data-parallel trainer processes." in text  # the sentence under train.ranks
+
+
+def test_settings_and_help_import_nothing_heavy() -> None:
+    program = (
+        "import sys; from engine.config import help_text, load_config; help_text();"
+        f"load_config({list(BLANK)!r});"
+        "print([name for name in ('torch', 'ray', 'transformers', 'vllm', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

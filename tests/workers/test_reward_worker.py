@@ -1,0 +1,88 @@
+"""The reward worker: rollouts in, a scored group and its summary out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewards.load import RewardError, RewardSource, read_reward
+from rewards.score import Failure, FailureKind, Score
+from workers.records import Message, Prompt, Rollout, Span, Stop
+from workers.reward_worker import RewardWorker
+
+
+def rollouts(*texts: str, draw: int = 7, row: Mapping[str, object] | None = None) -> tuple[Rollout, ...]:
+    messages = (Message(role="user", content="12+34="),)
+    prompt = Prompt(id="arithmetic-1234", messages=messages, token_ids=(3, 4, 5), answer="46", row=row or {})
+    return tuple(
+        Rollout(
+            prompt=prompt,
+            draw=draw,
+            sample=sample,
+            text=text,
+            token_ids=np.arange(len(text), dtype=np.int32),
+            logprobs=np.zeros(len(text), dtype=np.float32),
+            spans=(Span(start=0, end=len(text), sampled=True, version=2),),
+            stop=Stop.END,
+        )
+        for sample, text in enumerate(texts)
+    )
+
+
+def written(folder: Path, text: str) -> RewardSource:
+    file = folder / "mine.py"
+    file.write_text(text, encoding="utf-8")
+    return read_reward(f"{file}:f")
+
+
+def test_a_group_is_scored_and_summed_up() -> None:
+    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)) as worker:
+        siblings = rollouts("46", "45", "46 ")
+        group, summary = worker.score(siblings)
+    assert group.draw == summary.draw == 7 and group.prompt is siblings[0].prompt
+    assert [scored.rollout for scored in group.rollouts] == list(siblings)
+    assert group.rollouts[0].judgement == Score(total=1.0, parts={"exact": 1.0})
+    np.testing.assert_array_equal(summary.score_G, [1.0, 0.0, 1.0])
+    assert summary.failures == () and summary.parts == {"exact": pytest.approx(2 / 3)}
+
+
+def test_a_hung_sibling_is_left_out_of_the_summary_and_is_no_zero(tmp_path: Path) -> None:
+    source = written(tmp_path, "def f(response, answer):\n    while response == 'hang': pass\n    return 1\n")
+    with contextlib.closing(RewardWorker(source, {}, 0.3)) as worker:
+        group, summary = worker.score(rollouts("46", "hang", "45"))
+    np.testing.assert_array_equal(summary.score_G, [1.0, np.nan, 1.0])
+    assert summary.parts == {"f": 1.0}
+    (failure,) = summary.failures
+    assert isinstance(failure, Failure) and failure.kind is FailureKind.TIMEOUT
+    assert group.rollouts[1].judgement == failure
+
+
+def test_the_reward_gets_the_row_and_the_arguments(tmp_path: Path) -> None:
+    source = written(tmp_path, "def f(*, response, answer, a, scale):\n    return scale * a * (response == answer)\n")
+    with contextlib.closing(RewardWorker(source, {"scale": 0.5}, 5.0)) as worker:
+        _, summary = worker.score(rollouts("46", "45", row={"a": 12, "b": 34}))
+    np.testing.assert_array_equal(summary.score_G, [6.0, 0.0])
+
+
+def test_an_argument_that_is_also_a_column_is_an_error() -> None:
+    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {"a": 1.0}, 5.0)) as worker:
+        assert worker.score(rollouts("46", row={"b": 34}))[1].score_G.tolist() == [1.0]
+        with pytest.raises(RewardError, match="both have a"):
+            worker.score(rollouts("46", row={"a": 12}))
+
+
+def test_rollouts_of_two_draws_are_no_group() -> None:
+    worker = RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)
+    with contextlib.closing(worker), pytest.raises(ValueError, match=r"not of draws \[7, 8\]"):
+        worker.score(rollouts("46") + rollouts("46", draw=8))
+
+
+def test_the_file_is_not_needed_where_the_worker_is(tmp_path: Path) -> None:
+    source = written(tmp_path, "def f(response, answer):\n    return 0.25\n")
+    Path(source.file).unlink()
+    with contextlib.closing(RewardWorker(source, {}, 5.0)) as worker:
+        assert worker.score(rollouts("46"))[1].score_G.tolist() == [0.25]

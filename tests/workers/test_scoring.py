@@ -1,0 +1,302 @@
+"""A reward behind a process: whatever one response does to it, the others keep their scores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import workers.scoring
+from rewards.load import RewardError, read_reward
+from rewards.score import Failure, FailureKind, Judgement, Score
+from workers.scoring import ROOT, RewardProcess
+
+HOSTILE = """
+import ctypes, os, signal, subprocess, sys, threading, time
+
+class Five:
+    def __float__(self):
+        return 5.0
+
+class Broken:
+    def __float__(self):
+        raise ArithmeticError("no number")
+
+def hostile(response, answer, **row):
+    if response == "loop":
+        while True:
+            pass
+    if response == "deaf":
+        for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, 32, 33}:
+            signal.signal(number, signal.SIG_IGN)
+        ctypes.PyDLL(None).sleep(1000)  # in C, holding the interpreter's lock
+    if response == "program":
+        subprocess.run(["sleep", row["seconds"]])
+    if response == "fork":
+        if os.fork() == 0:
+            return 3.0
+        os.wait()
+    if response == "orphan":
+        if os.fork() == 0:
+            time.sleep(1000)
+        os._exit(7)
+    if response == "exit":
+        os._exit(3)
+    if response == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if response == "closes":
+        os.closerange(3, 100)
+        time.sleep(1000)
+    if response == "thread":
+        threading.Timer(0.05, os._exit, (9,)).start()
+    if response == "raise":
+        raise KeyError("the key")
+    if response == "sys.exit":
+        sys.exit("bye")
+    if response == "print":
+        print("to stdout" * 10_000)
+        sys.stdout.write("more")
+        os.write(1, b"and more")
+    if response == "row":
+        row["changed"] = row.get("changed", 0) + 1
+        return float(row["changed"])
+    returned = {
+        "none": None, "nan": float("nan"), "inf": {"a": 1.0, "b": float("inf")}, "text": "good", "huge": 10 ** 400,
+        "five": Five(), "broken": Broken(), "bool": True, "parts": {"a": 1, "b": 0.5},
+    }
+    if response == "many":
+        return dict.fromkeys(range(100_000), 1)
+    if response == "numpy":
+        import numpy
+        return numpy.float32(0.5)
+    return returned.get(response, float(response == answer))
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Iterator[RewardProcess]:
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=0.4)) as process:
+        yield process
+
+
+def reward(folder: Path, text: str, name: str, timeout_s: float, **arguments: object) -> RewardProcess:
+    file = folder / "mine.py"
+    file.write_text(text, encoding="utf-8")
+    return RewardProcess(read_reward(f"{file}:{name}"), arguments, timeout_s)
+
+
+def judge(process: RewardProcess, *responses: str, row: Mapping[str, object] | None = None) -> list[Judgement]:
+    return list(process.judge([(response, "46", row or {}) for response in responses]))
+
+
+def kinds(judgements: list[Judgement]) -> list[FailureKind | float]:
+    return [judgement.kind if isinstance(judgement, Failure) else judgement.total for judgement in judgements]
+
+
+def processes_with(word: str) -> list[str]:
+    """The living processes whose command line or environment holds `word`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            if state != "Z" and word.encode() in text:
+                found.append(entry.name)
+    return found
+
+
+def comes_true(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_batch_is_judged_in_order(hostile: RewardProcess) -> None:
+    assert kinds(judge(hostile, "46", "45", "parts", "46")) == [1.0, 0.0, 1.5, 1.0]
+    assert judge(hostile) == []
+    assert judge(hostile, "parts") == [Score(total=1.5, parts={"a": 1.0, "b": 0.5})]
+
+
+def test_texts_larger_than_a_pipe_or_that_no_encoding_holds_are_judged(hostile: RewardProcess) -> None:
+    assert kinds(judge(hostile, *["x" * 100_000, "\ud800\x00\u202e", "46"] * 30)) == [0.0, 0.0, 1.0] * 30
+
+
+@pytest.mark.parametrize("way", ["loop", "deaf", "program"])
+def test_a_hung_response_times_out_and_the_others_keep_their_scores(hostile: RewardProcess, way: str) -> None:
+    responses = ["46", way, "45", way, way, "46", "45", "46"]
+    start = time.monotonic()
+    judgements = judge(hostile, *responses, row={"seconds": "1000.25"})
+    timeout = FailureKind.TIMEOUT
+    assert kinds(judgements) == [1.0, timeout, 0.0, timeout, timeout, 1.0, 0.0, 1.0]
+    assert isinstance(judgements[1], Failure) and "no answer within 0.4 s" in judgements[1].reason
+    assert 1.2 <= time.monotonic() - start < 10
+    assert comes_true(lambda: not processes_with("1000.25"))
+
+
+@pytest.mark.parametrize(
+    ("way", "said"), [("exit", "code 3"), ("segfault", "SIGSEGV"), ("closes", "closed its pipe"), ("orphan", "code 7")]
+)
+def test_a_crash_costs_only_the_response_it_was_on(hostile: RewardProcess, way: str, said: str) -> None:
+    judgements = judge(hostile, "46", way, "45", way, "46")
+    assert kinds(judgements) == [1.0, FailureKind.CRASH, 0.0, FailureKind.CRASH, 1.0]
+    assert isinstance(judgements[1], Failure) and said in judgements[1].reason
+
+
+def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=20.0)) as process:
+        judgements = judge(process, "raise", "sys.exit", "broken", "huge", "text", "many", "46")
+    assert kinds(judgements) == [FailureKind.EXCEPTION] * 6 + [1.0]
+    said = ("KeyError: 'the key'", "SystemExit: bye", "ArithmeticError: no", "OverflowError", "ValueError", "fewer")
+    for judgement, words in zip(judgements[:6], said, strict=True):
+        assert isinstance(judgement, Failure) and words in judgement.reason
+    assert 'mine.py", line' in judgements[0].reason and 'raise KeyError("the key")' in judgements[0].reason
+    assert "scoring_child" not in judgements[0].reason
+
+
+def test_no_score_is_a_failure_and_never_a_zero(hostile: RewardProcess) -> None:
+    not_finite = FailureKind.NOT_FINITE
+    assert kinds(judge(hostile, "none", "nan", "inf", "46")) == [FailureKind.UNSCORABLE, not_finite, not_finite, 1.0]
+
+
+def test_anything_that_is_a_number_is_a_score(tmp_path: Path) -> None:
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=20.0)) as process:  # time to import numpy
+        assert kinds(judge(process, "numpy", "five", "bool")) == [0.5, 5.0, 1.0]
+
+
+def test_printing_does_not_disturb_the_answers(hostile: RewardProcess) -> None:
+    assert kinds(judge(hostile, "print", "46", "print")) == [0.0, 1.0, 0.0]
+
+
+def test_a_reward_that_changes_its_row_changes_it_for_nobody_else(hostile: RewardProcess) -> None:
+    row = {"seconds": "1"}
+    assert kinds(judge(hostile, "row", "row", row=row)) == [1.0, 1.0]
+    assert row == {"seconds": "1"}
+
+
+def test_a_copy_that_the_reward_forks_does_not_answer(hostile: RewardProcess) -> None:
+    assert kinds(judge(hostile, "fork", "46", "45")) == [0.0, 1.0, 0.0]
+
+
+def test_a_process_that_died_between_batches_is_replaced(hostile: RewardProcess) -> None:
+    assert kinds(judge(hostile, "thread")) == [0.0]
+    time.sleep(0.3)
+    assert kinds(judge(hostile, "46", "45")) == [1.0, 0.0]
+
+
+def test_a_process_started_by_a_thread_that_ended_is_replaced(tmp_path: Path) -> None:
+    made: list[RewardProcess] = []
+    thread = threading.Thread(target=lambda: made.append(reward(tmp_path, HOSTILE, "hostile", 5.0)))
+    thread.start()
+    thread.join()
+    time.sleep(0.1)
+    with contextlib.closing(made[0]):
+        assert kinds(judge(made[0], "46")) == [1.0]
+
+
+def test_an_interrupted_batch_does_not_answer_for_the_next(hostile: RewardProcess) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            judge(hostile, "46", "loop", "46")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert kinds(judge(hostile, "45", "45")) == [0.0, 0.0]
+
+
+def test_each_response_has_the_whole_time_from_when_it_starts(tmp_path: Path) -> None:
+    text = "import os, time\ntime.sleep(0.6)\ndef slow(response, answer):\n    time.sleep(0.2)\n"
+    text += "    return 1 if response != 'exit' else os._exit(3)\n"
+    with contextlib.closing(reward(tmp_path, text, "slow", timeout_s=0.5)) as process:  # importing takes longer
+        assert kinds(judge(process, "a", "b", "c", "exit", "d")) == [1.0, 1.0, 1.0, FailureKind.CRASH, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import no_such_package_at_all", "No module named 'no_such_package_at_all'"),
+        ("def other(response, answer): ...", "its functions are other"),
+        ("import os; os._exit(5)", "it exited with code 5"),
+        ("def f(response, answer): ...", "takes answer, response"),
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_is_an_error_at_construction(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RewardError, match=said):
+        reward(tmp_path, text, "f", 1.0, scale=2.0)
+
+
+def test_an_import_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.scoring, "START_LIMIT_S", 0.5)
+    with pytest.raises(RewardError, match=r"no answer within 0\.5 s"):
+        reward(tmp_path, "while True: pass", "f", 1.0)
+
+
+def test_a_reward_that_only_dies_ends_the_run_with_its_reason(
+    hostile: RewardProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.scoring, "MAX_DEATHS_IN_A_ROW", 3)
+    assert kinds(judge(hostile, "exit", "exit", "46", "exit", "exit"))[2] == 1.0
+    with pytest.raises(RuntimeError, match=r"mine\.py:hostile: its process died 3 times in a row .* code 3"):
+        judge(hostile, "exit")
+
+
+def test_a_closed_process_judges_no_more(hostile: RewardProcess) -> None:
+    hostile.close()
+    hostile.close()
+    with pytest.raises(ValueError, match="is closed"):
+        judge(hostile, "46")
+
+
+def test_nothing_is_left_after_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"after-close-under-{os.getpid()}"
+    monkeypatch.setenv("MARK", mark)
+    process = reward(tmp_path, HOSTILE, "hostile", timeout_s=0.3)
+    judge(process, "46", "loop", "orphan", "46")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert processes_with(mark)
+    process.close()
+    assert comes_true(lambda: not processes_with(mark))
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 2
+
+
+@pytest.mark.parametrize("response", ["46", "loop", "deaf"])
+def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, response: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(HOSTILE, encoding="utf-8")
+    mark = f"after-kill-of-{response}-under-{os.getpid()}"
+    program = (
+        "import time\nfrom rewards.load import read_reward\nfrom workers.scoring import RewardProcess\n"
+        f"process = RewardProcess(read_reward({f'{file}:hostile'!r}), {{}}, 1000.0)\n"
+        f"print('judging', flush=True)\nprocess.judge([({response!r}, '46', {{}})])\ntime.sleep(1000)\n"
+    )
+    environment = {**os.environ, "MARK": mark, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None and parent.stdout.readline() == "judging\n"
+        time.sleep(0.2)
+        assert len(processes_with(mark)) == 2
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert comes_true(lambda: not processes_with(mark))
+
+
+def test_the_process_loads_no_torch_and_starts_quickly(tmp_path: Path) -> None:
+    text = "import sys\ndef heavy(response, answer):\n    return len({'torch', 'numpy', 'ray'} & set(sys.modules))\n"
+    start = time.monotonic()
+    with contextlib.closing(reward(tmp_path, text, "heavy", timeout_s=1.0)) as process:
+        assert kinds(judge(process, "")) == [0.0]
+    assert time.monotonic() - start < 3

@@ -1,0 +1,139 @@
+"""Scored groups to tensors, and batches to micro-batches of a token budget.
+
+The loss never sees how rows were cut: every micro-batch's contribution is divided by the same totals.
+Suffixes: `B` rows, `T` token positions of a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from workers.records import Batch, Credit, Example, Experience, Group, ModelOutputs, Row
+
+
+def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
+    """Rows, in their order, as one right-padded batch. Raises KeyError when a row's group is not among `groups`."""
+    by_draw = {group.draw: group for group in groups}
+    rollouts = [by_draw[row.draw].rollouts[row.sample].rollout for row in rows]
+    responses = [torch.from_numpy(rollout.token_ids).long() for rollout in rollouts]
+    prompts = [torch.tensor(rollout.prompt.token_ids, dtype=torch.long) for rollout in rollouts]
+    return Batch(
+        context=tuple(torch.cat(pair) for pair in zip(prompts, responses, strict=True)),
+        prompt_lengths=tuple(len(prompt) for prompt in prompts),
+        token_ids_BT=_pad(responses),
+        mask_BT=_pad([torch.from_numpy(rollout.action_mask()) for rollout in rollouts]),
+        rollout_logprobs_BT=_pad([torch.from_numpy(rollout.logprobs) for rollout in rollouts]),
+        advantage_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+    )
+
+
+def collate_examples(examples: Sequence[Example]) -> Batch:
+    """Rows of an offline stage: nobody sampled them, so rollout log-probs and advantages are zero."""
+    context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for example in examples)
+    responses = [tokens[example.prompt_length :] for tokens, example in zip(context, examples, strict=True)]
+    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for example in examples])
+    return Batch(
+        context=context,
+        prompt_lengths=tuple(example.prompt_length for example in examples),
+        token_ids_BT=_pad(responses),
+        mask_BT=mask_BT,
+        rollout_logprobs_BT=torch.zeros(mask_BT.shape),
+        advantage_B=torch.zeros(len(examples)),
+    )
+
+
+def append_blank(batch: Batch) -> Batch:
+    """The batch with one more row that trains nothing: a rank that has run out of micro-batches passes it instead."""
+    return Batch(
+        context=(*batch.context, torch.zeros(2, dtype=torch.long)),
+        prompt_lengths=(*batch.prompt_lengths, 1),
+        token_ids_BT=pad_with_blank(batch.token_ids_BT),
+        mask_BT=pad_with_blank(batch.mask_BT),
+        rollout_logprobs_BT=pad_with_blank(batch.rollout_logprobs_BT),
+        advantage_B=torch.cat([batch.advantage_B, torch.zeros(1)]),
+    )
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors that a loss reads, where the model computes; `context` moves a micro-batch at a time."""
+    return replace(
+        batch,
+        token_ids_BT=batch.token_ids_BT.to(device),
+        mask_BT=batch.mask_BT.to(device),
+        rollout_logprobs_BT=batch.rollout_logprobs_BT.to(device),
+        advantage_B=batch.advantage_B.to(device),
+    )
+
+
+def pad_with_blank(tensor_BT: Tensor) -> Tensor:
+    """One more row of zeros."""
+    return torch.cat([tensor_BT, tensor_BT.new_zeros(1, tensor_BT.shape[1])])
+
+
+def cut(lengths: Sequence[int], *, tokens_per_micro_batch: int) -> tuple[tuple[int, ...], ...]:
+    """Row numbers by micro-batch, longest first, so that rows x longest row stays within the budget.
+
+    A row longer than the budget gets a micro-batch of its own.
+
+    >>> cut([3, 9, 4, 2], tokens_per_micro_batch=9)
+    ((1,), (2, 0), (3,))
+    """
+    micro_batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if micro_batches and (len(micro_batches[-1]) + 1) * longest <= tokens_per_micro_batch:
+            micro_batches[-1].append(row)
+        else:
+            micro_batches.append([row])
+            longest = lengths[row]
+    return tuple(tuple(micro_batch) for micro_batch in micro_batches)
+
+
+def select(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch, no wider than their longest response."""
+    index = torch.tensor(rows, dtype=torch.long)
+    context = tuple(batch.context[row] for row in rows)
+    prompt_lengths = tuple(batch.prompt_lengths[row] for row in rows)
+    width = max(len(tokens) - prompt for tokens, prompt in zip(context, prompt_lengths, strict=True))
+    return Batch(
+        context=context,
+        prompt_lengths=prompt_lengths,
+        token_ids_BT=batch.token_ids_BT[index, :width],
+        mask_BT=batch.mask_BT[index, :width],
+        rollout_logprobs_BT=batch.rollout_logprobs_BT[index, :width],
+        advantage_B=batch.advantage_B[index],
+    )
+
+
+def select_experience(experience: Experience, rows: Sequence[int]) -> Experience:
+    """Some rows of an experience, no wider than their longest response."""
+    batch = select(experience.batch, rows)
+    index = torch.tensor(rows, dtype=torch.long)
+    width = batch.mask_BT.shape[1]
+    return Experience(
+        batch=batch,
+        outputs=select_outputs(experience.outputs, rows, width),
+        credit=Credit(advantages_BT=experience.credit.advantages_BT[index, :width]),
+    )
+
+
+def select_outputs(outputs: ModelOutputs, rows: Sequence[int], width: int) -> ModelOutputs:
+    index = torch.tensor(rows, dtype=torch.long)
+    tensors: Mapping[str, Tensor] = {name: tensor[index, :width] for name, tensor in outputs.tensors.items()}
+    return ModelOutputs(tensors=tensors)
+
+
+def scatter_rows(pieces: Iterable[tuple[Sequence[int], Tensor]], *, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Micro-batch tensors put back where their rows came from; zero where no token is."""
+    whole_BT = torch.zeros(shape, dtype=torch.float32, device=device)
+    for rows, piece_BT in pieces:
+        whole_BT[torch.tensor(rows, dtype=torch.long), : piece_BT.shape[1]] = piece_BT
+    return whole_BT
+
+
+def _pad(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -1,0 +1,236 @@
+"""N copies of one actor, addressed as one, with the verbs of their role.
+
+A worker becomes an actor here, where its bundle is known. Every wait has a deadline and says who waits for whom.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from workers.placement import Place
+from workers.records import (
+    AlgorithmState,
+    Example,
+    GroupRequest,
+    OfflineObjective,
+    PolicyObjective,
+    Totals,
+    Update,
+    WeightManifest,
+    WeightReceipt,
+)
+from workers.tally import UpdateReport
+
+LOG_TAIL_LINES = 15
+
+
+class WorkerDied(RuntimeError):
+    """A worker's process is gone."""
+
+
+class WorkerTimeout(RuntimeError):
+    """A worker did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosting:
+    """How actors are made: where, with which environment, and where their own output goes."""
+
+    placement: PlacementGroup
+    places: tuple[Place, ...]
+    environment: Mapping[str, str]
+    log_folder: Path
+    call_timeout_s: float
+
+
+class WorkerGroup:
+    """The copies of one role. A group may be empty: then its verbs do nothing."""
+
+    def __init__(
+        self,
+        worker_class: type,
+        hosting: Hosting,
+        *,
+        role: str,
+        arguments: Sequence[tuple[Any, ...]],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`arguments`: what each copy is constructed from; one bundle of the role for each."""
+        self.role = role
+        self._hosting = hosting
+        bundles = [index for index, place in enumerate(hosting.places) if place.role == role]
+        self._names = [hosting.places[bundle].name for bundle in bundles]
+        self._actors: list[ActorHandle] = [
+            ray.remote(_logged(worker_class))
+            .options(
+                name=None,
+                num_cpus=hosting.places[bundle].cpus,
+                num_gpus=hosting.places[bundle].gpus,
+                runtime_env={"env_vars": {**hosting.environment, **(environment or {})}},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=hosting.placement, placement_group_bundle_index=bundle
+                ),
+            )
+            .remote(str(self.log_path(name)), *own)
+            for bundle, name, own in zip(bundles, self._names, arguments, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def log_path(self, name: str) -> Path:
+        return self._hosting.log_folder / f"{name.replace(' ', '_')}.log"
+
+    def ready(self) -> list[tuple[str, ObjectRef]]:
+        """A reference for each copy that resolves when it has been constructed."""
+        return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
+
+    def wait(self, refs: Sequence[ObjectRef], *, verb: str, timeout_s: float | None = None) -> list[Any]:
+        """The answers, in order. Raises the worker's own error, WorkerDied or WorkerTimeout."""
+        limit_s = self._hosting.call_timeout_s if timeout_s is None else timeout_s
+        try:
+            return ray.get(list(refs), timeout=limit_s)
+        except GetTimeoutError as error:
+            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            raise WorkerTimeout(f"{len(late)} of {len(refs)} {self.role} calls to {verb} unanswered after {limit_s:g} s") from error
+        except RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except RayActorError as error:
+            raise WorkerDied(f"the {self.role} worker died while it was to {verb}\n{self._log_tails()}\n{error}") from error
+
+    def _log_tails(self) -> str:
+        tails = []
+        for name in self._names:
+            path = self.log_path(name)
+            if path.exists():
+                lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+                tails.append(f"--- last lines of {path}\n" + "\n".join(lines))
+        return "\n".join(tails)
+
+
+class PolicyGroup(WorkerGroup):
+    """The data-parallel ranks of the policy trainer; every verb is a collective of all ranks."""
+
+    def update(
+        self,
+        shares: Sequence[tuple[Update, ...]],
+        objective: PolicyObjective,
+        state: AlgorithmState,
+        *,
+        temperature: float,
+        frozen_outputs: Sequence[ObjectRef],
+        groups: Sequence[Sequence[ObjectRef]],
+    ) -> list[UpdateReport]:
+        """One entry a rank: its rows, what frozen models said of them, the groups they come from."""
+        return self.wait(
+            [
+                actor.update.remote(share, objective, state, temperature, outputs, *refs)
+                for actor, share, outputs, refs in zip(self._actors, shares, frozen_outputs, groups, strict=True)
+            ],
+            verb="update",
+        )
+
+    def fit(
+        self, shares: Sequence[tuple[Example, ...]], totals: Totals, objective: OfflineObjective
+    ) -> list[UpdateReport]:
+        calls = [actor.fit.remote(share, totals, objective) for actor, share in zip(self._actors, shares, strict=True)]
+        return self.wait(calls, verb="fit")
+
+    def evaluate(self, shares: Sequence[tuple[Example, ...]]) -> list[tuple[float, int]]:
+        calls = [actor.evaluate.remote(share) for actor, share in zip(self._actors, shares, strict=True)]
+        return self.wait(calls, verb="evaluate")
+
+    def publish(self, version: int) -> WeightManifest:
+        manifest, *_ = self.wait([actor.publish.remote(version) for actor in self._actors], verb="publish weights")
+        return manifest
+
+    def export(self, folder: Path) -> None:
+        self.wait([actor.export.remote(folder) for actor in self._actors], verb="export")
+
+    def save(self, folder: Path) -> None:
+        self.wait([actor.save.remote(folder) for actor in self._actors], verb="save")
+
+    def load(self, folder: Path) -> None:
+        self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")
+
+    def offload(self) -> None:
+        self.wait([actor.offload.remote() for actor in self._actors], verb="offload")
+
+    def reload(self) -> None:
+        self.wait([actor.reload.remote() for actor in self._actors], verb="reload")
+
+
+class ReferenceGroup(WorkerGroup):
+    """The frozen policy."""
+
+    def outputs(
+        self, shares: Sequence[tuple[Update, ...]], *, temperature: float, groups: Sequence[Sequence[ObjectRef]]
+    ) -> list[ObjectRef]:
+        """A reference for each share to what the model says of its rows; empty when there is no reference model."""
+        if not self._actors:
+            nothing = ray.put({})
+            return [nothing] * len(shares)
+        return [
+            self._actors[index % len(self)].reference_outputs.remote(share, temperature, *refs)
+            for index, (share, refs) in enumerate(zip(shares, groups, strict=True))
+        ]
+
+
+class RolloutGroup(WorkerGroup):
+    """The rollout engines; a draw always goes to the same one."""
+
+    def generate(self, request: GroupRequest) -> ObjectRef:
+        """A reference to the group's rollouts."""
+        return self._actors[request.draw % len(self)].generate.remote(request)
+
+    def load_weights(self, manifest: WeightManifest) -> list[WeightReceipt]:
+        return self.wait([actor.load_weights.remote(manifest) for actor in self._actors], verb="load weights")
+
+    def sleep(self) -> None:
+        self.wait([actor.sleep.remote() for actor in self._actors], verb="sleep")
+
+    def wake(self) -> None:
+        self.wait([actor.wake.remote() for actor in self._actors], verb="wake up")
+
+
+class RewardGroup(WorkerGroup):
+    """The judges."""
+
+    def score(self, rollouts: ObjectRef, *, draw: int) -> tuple[ObjectRef, ObjectRef]:
+        """References to the scored group, for the trainers, and to its summary, for the driver."""
+        group, summary = self._actors[draw % len(self)].score.options(num_returns=2).remote(rollouts)
+        return group, summary
+
+
+def _logged(worker_class: type) -> type:
+    """The worker, with everything that its process prints going to a file of its own."""
+
+    class Logged(worker_class):
+        def __init__(self, log_path: str, *arguments: Any) -> None:
+            _redirect_output(Path(log_path))
+            super().__init__(*arguments)
+
+    Logged.__name__ = Logged.__qualname__ = worker_class.__name__
+    return Logged
+
+
+def _redirect_output(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

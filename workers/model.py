@@ -1,0 +1,119 @@
+"""A Hugging Face language model that answers one question: how likely is each token of these responses?
+
+Right-padded rows under causal attention need no attention mask: a real token never looks at the padding behind it.
+That keeps the fast causal kernel and is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from workers.config import ModelConfig, Precision, Weights
+from workers.records import Batch, TokenLogprobs
+
+DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
+
+REFUSED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config keys of architectures that change logits after the head; reading the head alone would be wrong for them."""
+
+
+class UnsupportedModel(ValueError):
+    """The architecture computes its logits in a way that this module does not reproduce."""
+
+
+def load_language_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
+    """The policy's network, without dropout: the ratio of an on-policy step must be exactly 1.
+
+    Raises UnsupportedModel for an architecture that scales or caps its logits after the head.
+    """
+    settings = AutoConfig.from_pretrained(config.path)
+    refused = [key for key in REFUSED_HEADS if getattr(settings, key, None) not in (None, 1.0)]
+    if refused:
+        raise UnsupportedModel(f"{config.path} ({settings.model_type}) uses {', '.join(refused)}, which is not supported")
+    for key in vars(settings):
+        if key.endswith("dropout") or key.endswith("_pdrop"):
+            setattr(settings, key, 0.0)
+    dtype = DTYPES[config.precision]
+    if config.weights is Weights.RANDOM:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path, config=settings, dtype=dtype, attn_implementation="sdpa"
+        )
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """A batch as the model reads it. `N` counts the response tokens of the batch, padding left out."""
+
+    input_ids_BS: Tensor
+    """Right-padded prompts and responses."""
+    predictor_N: Tensor
+    """Flat positions in [B * S] whose hidden state predicts each response token: one before it."""
+    target_N: Tensor
+    """The response tokens."""
+    row_N: Tensor
+    column_N: Tensor
+    """Where each token's value goes in [B, T]."""
+
+
+def inputs_for(batch: Batch, *, device: torch.device) -> ModelInputs:
+    """Lay a batch out for the model. The one place that knows rows are padded and positions are 1-D."""
+    input_ids_BS = nn.utils.rnn.pad_sequence(list(batch.context), batch_first=True)
+    width = input_ids_BS.shape[1]
+    rows, columns = [], []
+    for row, (tokens, prompt_length) in enumerate(zip(batch.context, batch.prompt_lengths, strict=True)):
+        columns.append(torch.arange(len(tokens) - prompt_length))
+        rows.append(torch.full((len(tokens) - prompt_length,), row))
+    row_N, column_N = torch.cat(rows), torch.cat(columns)
+    predictor_N = row_N * width + torch.tensor(batch.prompt_lengths)[row_N] + column_N - 1
+    return ModelInputs(
+        input_ids_BS=input_ids_BS.to(device),
+        predictor_N=predictor_N.to(device),
+        target_N=batch.token_ids_BT[row_N, column_N].to(device),
+        row_N=row_N.to(device),
+        column_N=column_N.to(device),
+    )
+
+
+class TokenScorer(nn.Module):
+    """Log-probs and entropies of response tokens; logits are computed at response positions only, in float32."""
+
+    def __init__(self, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self, input_ids_BS: Tensor, predictor_N: Tensor, target_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns ([N] log-probs with gradient, [N] entropies without), of logits / temperature."""
+        body = self.language_model.base_model
+        hidden_BSH = body(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+        hidden_NH = hidden_BSH.flatten(0, 1)[predictor_N]
+        logits_NV = self.language_model.get_output_embeddings()(hidden_NH).float() / temperature
+        log_normaliser_N = logits_NV.logsumexp(dim=-1)
+        logprobs_N = logits_NV.gather(1, target_N[:, None]).squeeze(1) - log_normaliser_N
+        with torch.no_grad():
+            probabilities_NV = (logits_NV - log_normaliser_N[:, None]).exp()
+            entropy_N = log_normaliser_N - (probabilities_NV * logits_NV).sum(dim=-1)
+        return logprobs_N, entropy_N
+
+
+def score_tokens(scorer: nn.Module, batch: Batch, *, temperature: float, device: torch.device) -> TokenLogprobs:
+    """`scorer` is a TokenScorer, or the DeepSpeed engine around one."""
+    inputs = inputs_for(batch, device=device)
+    logprobs_N, entropy_N = scorer(inputs.input_ids_BS, inputs.predictor_N, inputs.target_N, temperature)
+    place = (inputs.row_N, inputs.column_N)
+    empty_BT = torch.zeros(batch.mask_BT.shape, dtype=torch.float32, device=device)
+    return TokenLogprobs(
+        logprobs_BT=empty_BT.index_put(place, logprobs_N), entropy_BT=empty_BT.index_put(place, entropy_N)
+    )

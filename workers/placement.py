@@ -1,0 +1,109 @@
+"""Where every worker runs: one bundle of CPUs and GPUs each, reserved together or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from workers.config import ClusterConfig, Device, TeamConfig
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+
+
+class PlacementTimeout(RuntimeError):
+    """The cluster could not give the devices that the workers ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One worker's reservation."""
+
+    role: str
+    index: int
+    """Among the workers of its role."""
+    cpus: float
+    gpus: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.role} {self.index}"
+
+
+def places_for(team: TeamConfig) -> tuple[Place, ...]:
+    """Every worker of the team, in the order of their bundles."""
+    cluster = team.cluster
+    on_gpu = cluster.device is Device.CUDA
+    trainer_gpus = cluster.gpus_per_trainer if on_gpu else 0.0
+    engine_gpus = cluster.gpus_per_engine if on_gpu else 0.0
+    roles = [("policy", team.train.ranks, trainer_gpus)]
+    if team.rollout_workers:
+        roles += [("rollout", team.rollout.engines, engine_gpus), ("reward", team.reward.workers, 0.0)]
+    if team.reference:
+        roles += [("reference", 1, trainer_gpus)]
+    return tuple(
+        Place(role=role, index=index, cpus=cluster.cpus_per_worker, gpus=gpus)
+        for role, count, gpus in roles
+        for index in range(count)
+    )
+
+
+@contextmanager
+def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]:
+    """A Ray cluster: the one at `cluster.address`, or a local one that is gone afterwards.
+
+    A local cluster declares the CPUs that the bundles ask for: two cores may serve six workers that take turns.
+    """
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(PROJECT_FOLDER), os.environ.get("PYTHONPATH", "")])}}
+    local_only: dict[str, object] = {}
+    if not cluster.address:
+        local_only = {
+            "num_cpus": math.ceil(sum(place.cpus for place in places)),
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",  # nothing of a local run listens to the network
+            "object_store_memory": 1 << 30,
+        }
+    ray.init(
+        address=cluster.address or "local",
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **local_only,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def reserved(places: Sequence[Place], *, timeout_s: float) -> Iterator[PlacementGroup]:
+    """One bundle for each place, given back afterwards.
+
+    Raises PlacementTimeout when the cluster cannot give them all within the time.
+    """
+    bundles = [{"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})} for place in places]
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        if not group.wait(timeout_s):
+            raise PlacementTimeout(_shortage(places, timeout_s))
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def _shortage(places: Sequence[Place], timeout_s: float) -> str:
+    asked = {"CPU": sum(place.cpus for place in places), "GPU": sum(place.gpus for place in places)}
+    whole, free = ray.cluster_resources(), ray.available_resources()
+    lines = [f"asked for {len(places)} bundles ({', '.join(place.name for place in places)}); after {timeout_s:g} s:"]
+    for kind, amount in asked.items():
+        if amount:
+            lines.append(f"  {kind}: {amount:g} asked, {whole.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free")
+    lines.append("Ask for less (train.ranks, rollout.engines, cluster.*_per_*), or add nodes.")
+    return "\n".join(lines)

@@ -1,0 +1,162 @@
+"""One rollout engine in a thread of its own: commands go in, finished groups come out.
+
+The thread owns the engine. Everything that touches it (new requests, weights, sleep) is a command that waits in a queue
+until the moment between two decoding steps, so no lock guards the engine and no request sees half a set of weights.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from workers.records import Completion, GroupRequest, Rollout, Sampling, WeightManifest, WeightReceipt
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """One response to sample."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    seed: int
+    sampling: Sampling
+
+
+class RolloutEngine(Protocol):
+    """What vLLM and transformers both can do. Called from one thread only."""
+
+    def add(self, request: CompletionRequest) -> None: ...
+
+    def step(self) -> Sequence[tuple[str, Completion]]:
+        """Decode a little; return what finished, by request id."""
+
+    def is_busy(self) -> bool: ...
+
+    def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
+        """Serve these weights from the next step on. Raises WeightSyncError when they did not arrive as sent."""
+
+    def sleep(self) -> None:
+        """Give the device's memory back; weights and caches are gone."""
+
+    def wake(self) -> None:
+        """Take the memory again. Weights must be loaded before the next request."""
+
+    def decode(self, completion: Completion) -> str:
+        """The text of a response, special tokens left out."""
+
+
+@dataclass(slots=True)
+class _PendingGroup:
+    """A group whose siblings are still being decoded."""
+
+    request: GroupRequest
+    future: Future[tuple[Rollout, ...]]
+    rollouts: dict[int, Rollout] = field(default_factory=dict)
+
+
+class RolloutWorker:
+    """Serves one engine. A plain class: it needs Ray only to live in a process of its own."""
+
+    def __init__(self, make_engine: Callable[[], RolloutEngine]) -> None:
+        """`make_engine` runs in the worker's thread. Raises what it raises."""
+        self._commands: queue.SimpleQueue[Callable[[RolloutEngine], None] | None] = queue.SimpleQueue()
+        self._pending: dict[str, tuple[_PendingGroup, int]] = {}
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(make_engine, started), daemon=True, name="rollout")
+        self._thread.start()
+        started.result()
+
+    def generate(self, request: GroupRequest) -> Future[tuple[Rollout, ...]]:
+        """All responses of a group, in sample order, when the last of them has ended."""
+        group = _PendingGroup(request=request, future=Future())
+
+        def add(engine: RolloutEngine) -> None:
+            for sample in range(request.num_samples):
+                key = f"{request.draw}/{sample}/{id(group)}"
+                self._pending[key] = (group, sample)
+                engine.add(
+                    CompletionRequest(
+                        id=key,
+                        token_ids=request.prompt.token_ids,
+                        seed=request.sample_seed(sample),
+                        sampling=request.sampling,
+                    )
+                )
+
+        self._commands.put(add)
+        return group.future
+
+    def load_weights(self, manifest: WeightManifest) -> Future[WeightReceipt]:
+        return self._between_steps(lambda engine: engine.load_weights(manifest))
+
+    def sleep(self) -> Future[None]:
+        return self._between_steps(lambda engine: engine.sleep())
+
+    def wake(self) -> Future[None]:
+        return self._between_steps(lambda engine: engine.wake())
+
+    def close(self) -> None:
+        self._commands.put(None)
+        self._thread.join()
+
+    def _between_steps(self, command: Callable[[RolloutEngine], Answer]) -> Future[Answer]:
+        future: Future[Answer] = Future()
+
+        def run(engine: RolloutEngine) -> None:
+            try:
+                future.set_result(command(engine))
+            except Exception as error:  # handed to whoever waits for the answer, in another thread
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future
+
+    def _serve(self, make_engine: Callable[[], RolloutEngine], started: Future[None]) -> None:
+        try:
+            engine = make_engine()
+        except BaseException as error:  # handed to the thread that waits in __init__
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        while True:
+            # An idle engine waits for a command; a busy one only takes what is already there.
+            while not (self._commands.empty() and engine.is_busy()):
+                command = self._commands.get()
+                if command is None:
+                    return
+                command(engine)
+            try:
+                finished = engine.step()
+            except Exception as error:  # a broken engine fails everybody who waits for it
+                self._fail_all(error)
+                raise
+            for key, completion in finished:
+                self._finish(engine, key, completion)
+
+    def _finish(self, engine: RolloutEngine, key: str, completion: Completion) -> None:
+        group, sample = self._pending.pop(key)
+        request = group.request
+        group.rollouts[sample] = Rollout(
+            prompt=request.prompt,
+            draw=request.draw,
+            sample=sample,
+            text=engine.decode(completion),
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            spans=completion.spans,
+            stop=completion.stop,
+        )
+        if len(group.rollouts) == request.num_samples:
+            group.future.set_result(tuple(group.rollouts[sample] for sample in range(request.num_samples)))
+
+    def _fail_all(self, error: Exception) -> None:
+        for group, _ in self._pending.values():
+            if not group.future.done():
+                group.future.set_exception(error)
+        self._pending.clear()

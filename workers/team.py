@@ -1,0 +1,187 @@
+"""The whole team: started together, buried together, and the three things they do as one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from rewards.load import RewardSource
+from workers.config import Device, TeamConfig
+from workers.frozen_worker import FrozenWorker
+from workers.group import Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup, WorkerGroup
+from workers.placement import connected, places_for, reserved
+from workers.records import WeightReceipt
+from workers.reward_worker import RewardWorker
+from workers.rollout_actor import RolloutActor
+from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
+from workers.weight_sync import WeightSyncError
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """One version of the weights, served by every rollout engine."""
+
+    checksum: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Everybody who works on a run; a role that the run does not need has an empty group."""
+
+    policy: PolicyGroup
+    reference: ReferenceGroup
+    rollout: RolloutGroup
+    reward: RewardGroup
+    shares_devices: bool
+    """Whether trainers and rollout engines live on the same GPUs and take turns."""
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """The rollout engines have the devices. With devices of their own, nothing to do."""
+        if self.shares_devices:
+            self.policy.offload()
+            self.rollout.wake()
+        yield
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """The trainers have the devices. With devices of their own, nothing to do."""
+        if self.shares_devices:
+            self.rollout.sleep()
+            self.policy.reload()
+        yield
+
+    def publish_weights(self, *, version: int) -> SyncReport:
+        """Every rollout engine serves the policy's weights, as `version`, from now on.
+
+        Raises WeightSyncError unless each engine answers with this version and this checksum.
+        """
+        manifest = self.policy.publish(version)
+        expected = WeightReceipt(
+            version=version, checksum=manifest.checksum, num_bytes=sum(entry.num_bytes for entry in manifest.entries)
+        )
+        for index, receipt in enumerate(self.rollout.load_weights(manifest)):
+            if receipt != expected:
+                raise WeightSyncError(f"rollout {index} answered {receipt}, the trainer sent {expected}")
+        return SyncReport(checksum=manifest.checksum, num_bytes=expected.num_bytes)
+
+
+@contextmanager
+def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: Announce) -> Iterator[Workers]:
+    """Ray, a bundle for everybody, and all models loaded side by side.
+
+    However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
+    what has been started, in words. `reward` is None for a run that judges nothing.
+    """
+    places = places_for(team)
+    announce("starting Ray")
+    with connected(team.cluster, places), reserved(places, timeout_s=team.cluster.placement_timeout_s) as placement:
+        hosting = Hosting(
+            placement=placement,
+            places=places,
+            environment=_thread_settings(team),
+            log_folder=Path(team.log_folder).resolve(),
+            call_timeout_s=team.cluster.call_timeout_s,
+        )
+        workers = _make_workers(team, reward, hosting)
+        _await_all(
+            [workers.policy, workers.rollout, workers.reference, workers.reward],
+            timeout_s=team.cluster.startup_timeout_s,
+            announce=announce,
+        )
+        yield workers
+
+
+def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting) -> Workers:
+    ranks = team.train.ranks
+    address, port = _meeting_point()
+    setup = TrainerSetup(
+        model=team.model,
+        train=team.train,
+        device=team.cluster.device,
+        seed=team.seed,
+        total_updates=team.total_updates,
+    )
+    infos = [
+        RankInfo(rank=rank, world_size=ranks, master_address=address, master_port=port) for rank in range(ranks)
+    ]
+    engines = team.rollout.engines if team.rollout_workers else 0
+    judges = team.reward.workers if team.rollout_workers else 0
+    return Workers(
+        rollout=RolloutGroup(
+            RolloutActor,
+            hosting,
+            role="rollout",
+            arguments=[(team.model, team.rollout, team.cluster, team.seed)] * engines,
+        ),
+        policy=PolicyGroup(TrainWorker, hosting, role="policy", arguments=[(setup, info) for info in infos]),
+        reference=ReferenceGroup(
+            FrozenWorker,
+            hosting,
+            role="reference",
+            arguments=[(team.model, team.cluster.device, team.seed, team.train.tokens_per_micro_batch)]
+            * int(team.reference),
+        ),
+        reward=RewardGroup(
+            RewardWorker,
+            hosting,
+            role="reward",
+            arguments=[(reward, team.reward.arguments, team.reward.timeout_s)] * judges,
+        ),
+        shares_devices=_shares_devices(team),
+    )
+
+
+def _shares_devices(team: TeamConfig) -> bool:
+    """Fractions of a GPU for both sides mean that they take turns on the same one."""
+    cluster = team.cluster
+    on_gpu = cluster.device is Device.CUDA and team.rollout_workers
+    return on_gpu and cluster.gpus_per_trainer < 1 and cluster.gpus_per_engine < 1
+
+
+def _await_all(groups: list[WorkerGroup], *, timeout_s: float, announce: Announce) -> None:
+    """Wait for every constructor; the first that fails fails the start, with its own error."""
+    waiting = {ref: (group, name) for group in groups for name, ref in group.ready()}
+    announce(f"starting {', '.join(name for _, name in waiting.values())}")
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        left_s = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
+        done = ready or list(waiting)
+        for ref in done:
+            group, name = waiting.pop(ref)
+            group.wait([ref], verb="start", timeout_s=0.1 if not ready else None)
+            announce(f"{name} is ready")
+
+
+def _meeting_point() -> tuple[str, int]:
+    """Where the trainer's ranks find each other: a free port of the node that the driver is on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return ray.util.get_node_ip_address(), port
+
+
+def _thread_settings(team: TeamConfig) -> dict[str, str]:
+    """Workers that share a machine's cores must not spin while they wait for their turn."""
+    threads = team.cluster.threads_per_worker or len(os.sched_getaffinity(0))
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DS_ACCELERATOR": team.cluster.device.value,
+        **({"TORCHDYNAMO_DISABLE": "1"} if team.cluster.device is Device.CPU else {}),
+    }
+
+

@@ -1,0 +1,128 @@
+"""vLLM behind the rollout engine's interface: continuous batching in the worker's own process.
+
+Each response is a request of its own with its own seed, so its tokens do not depend on what is decoded beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.config import ClusterConfig, Device, ModelConfig, RolloutConfig
+from workers.records import Completion, Span, Stop, WeightManifest, WeightReceipt
+from workers.rollout_worker import CompletionRequest
+from workers.tokenizer import end_token_ids, load_tokenizer
+
+VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine stays in this process: requests stream without a second hop
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are ours to set, per worker
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CONFIGURE_LOGGING": "1",
+}
+CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}
+"""On CPU the first request with log-probs would compile C++ for many seconds."""
+
+INITIAL_VERSION = 0
+
+
+class VLLMEngine:
+    """One vLLM engine."""
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, *, seed: int) -> None:
+        on_cpu = cluster.device is Device.CPU
+        os.environ.update({**VLLM_ENVIRONMENT, **(CPU_ENVIRONMENT if on_cpu else {})})
+        # vLLM reads its environment when it is imported, and takes seconds to import.
+        from vllm import EngineArgs, LLMEngine, SamplingParams
+        from vllm.config import WeightTransferConfig
+
+        from workers import vllm_weight_transfer
+
+        vllm_weight_transfer.register()
+        self._sampling_params = SamplingParams
+        self._tokenizer = load_tokenizer(model.path)
+        self._end_token_ids = list(end_token_ids(model.path, self._tokenizer))
+        device_settings = (
+            {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+            if on_cpu
+            else {"gpu_memory_utilization": rollout.gpu_memory_share, "enable_sleep_mode": True}
+        )
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=model.path,
+                dtype=model.precision.value,
+                max_model_len=model.context_length,
+                max_num_seqs=rollout.max_running,
+                max_num_batched_tokens=max(8192, model.context_length),
+                seed=seed,
+                logprobs_mode="processed_logprobs",  # after temperature: the distribution that was sampled from
+                generation_config="vllm",  # no sampling defaults of the model's own
+                weight_transfer_config=WeightTransferConfig(backend=vllm_weight_transfer.BACKEND),
+                disable_log_stats=True,
+                **device_settings,
+            )
+        )
+        self._engine.model_executor.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+        self._engine.set_weight_version(str(INITIAL_VERSION))
+
+    def add(self, request: CompletionRequest) -> None:
+        self._engine.add_request(
+            request.id,
+            {"prompt_token_ids": list(request.token_ids)},
+            self._sampling_params(
+                n=1,
+                temperature=request.sampling.temperature,
+                max_tokens=request.sampling.max_tokens,
+                seed=request.seed,
+                stop_token_ids=self._end_token_ids,
+                logprobs=0,
+                detokenize=False,
+            ),
+        )
+
+    def step(self) -> Sequence[tuple[str, Completion]]:
+        return [
+            (output.request_id, _completion(output.outputs[0])) for output in self._engine.step() if output.finished
+        ]
+
+    def is_busy(self) -> bool:
+        return self._engine.has_unfinished_requests()
+
+    def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
+        call = self._engine.model_executor.collective_rpc
+        call("start_weight_update")
+        call("update_weights", kwargs={"update_info": {"manifest": manifest}})
+        call("finish_weight_update")
+        self._engine.set_weight_version(str(manifest.version))
+        # Keys and values of the old weights must not serve a request of the new ones; running requests are recomputed.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        return WeightReceipt(
+            version=int(self._engine.engine_core.get_weight_version()),
+            checksum=manifest.checksum,
+            num_bytes=sum(entry.num_bytes for entry in manifest.entries),
+        )
+
+    def sleep(self) -> None:
+        self._engine.sleep(level=2)
+
+    def wake(self) -> None:
+        self._engine.wake_up()
+
+    def decode(self, completion: Completion) -> str:
+        return self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+def _completion(output: object) -> Completion:
+    """vLLM's output as a record: the sampled token's log-prob, and which weights sampled which tokens."""
+    token_ids = np.array(output.token_ids, dtype=np.int32)
+    chosen = [options[token] for token, options in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(
+        token_ids=token_ids,
+        logprobs=np.array([option.logprob for option in chosen], dtype=np.float32),
+        spans=tuple(
+            Span(start=span.start, end=span.end, sampled=True, version=int(span.version))
+            for span in output.weight_versions
+        ),
+        stop=Stop.END if output.finish_reason == "stop" else Stop.LENGTH,
+    )
