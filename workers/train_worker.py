@@ -90,6 +90,8 @@ class TrainWorker:
             MASTER_ADDR=rank.master_address,
             MASTER_PORT=str(rank.master_port),
         )
+        # On CPU DeepSpeed would compile a collective of its own for minutes; gloo has one.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if setup.device is Device.CUDA else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         bfloat16 = setup.model.precision is Precision.BFLOAT16

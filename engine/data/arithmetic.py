@@ -54,27 +54,39 @@ class ArithmeticDemos(Sums):
     """
 
     near_miss_share: float = 0.6
-    """Of the train pairs, how many are answered wrongly: off by 1 or by 10. Held-out answers are all true."""
+    """Of the training answers, how many are wrong: off by 1 or by 10. Held-out answers are all true."""
+    copies: int = 1
+    """How often each training pair is answered, every time anew: one wrong answer could be learned by heart."""
 
     def __post_init__(self) -> None:
         Sums.__post_init__(self)
         if not 0 <= self.near_miss_share <= 1:
             raise ValueError(f"near_miss_share is {self.near_miss_share}: a share is between 0 and 1")
+        if self.copies < 1:
+            raise ValueError(f"copies is {self.copies}: it must be 1 or more")
 
     def conversations(self, split: Split) -> Sequence[Conversation]:
+        if split is Split.HELD_OUT:
+            return [_answered(a, b, answer=a + b, copy=0) for a, b in self.pairs(split)]
         return [
-            Conversation(
-                id=_id(a, b), messages=(_ask(a, b), Message(role="assistant", content=self._answer(a, b, split)))
-            )
+            _answered(a, b, answer=self._answer(a, b, copy), copy=copy)
+            for copy in range(self.copies)
             for a, b in self.pairs(split)
         ]
 
-    def _answer(self, a: int, b: int, split: Split) -> str:
-        chance = random.Random(f"{self.seed}/{a}/{b}")  # keyed by the pair, so that no other setting moves it
+    def _answer(self, a: int, b: int, copy: int) -> int:
+        # Keyed by the pair and the copy, so that no other setting moves it.
+        chance = random.Random(f"{self.seed}/{a}/{b}/{copy}")
         true = a + b
-        if split is Split.HELD_OUT or chance.random() >= self.near_miss_share:
-            return str(true)
-        return str(chance.choice([true + offset for offset in (-10, -1, 1, 10) if true + offset >= 0]))
+        if chance.random() >= self.near_miss_share:
+            return true
+        return chance.choice([true + offset for offset in (-10, -1, 1, 10) if true + offset >= 0])
+
+
+def _answered(a: int, b: int, *, answer: int, copy: int) -> Conversation:
+    suffix = f"-{copy}" if copy else ""
+    messages = (_ask(a, b), Message(role="assistant", content=str(answer)))
+    return Conversation(id=f"{_id(a, b)}{suffix}", messages=messages)
 
 
 def _id(a: int, b: int) -> str:
