@@ -2,7 +2,7 @@
 #
 #     make demo                                            on this machine's CPU
 #     make demo GPU=1                                      on its GPU
-#     make demo ARGS="algo=dapo train.num_steps=20"        with settings of your own
+#     make demo ARGS="train.learning_rate=1e-4"        with settings of your own
 
 SHELL := /bin/bash
 VENV_PYTHON := .venv/bin/python
@@ -27,7 +27,7 @@ environment:
 	@requirements/install.sh $(KIND)
 
 demo: environment  ## a tiny policy learns arithmetic; GPU=1 on a GPU, ARGS="..." for settings
-	$(VENV_PYTHON) -m engine.main $(if $(filter gpu,$(KIND)),cluster.device=cuda) $(ARGS)
+	$(VENV_PYTHON) -m engine.main $(if $(filter gpu,$(KIND)),cluster.device=cuda) run.resume=never $(ARGS)
 
 test: environment  ## the tests, without the slow ones
 	$(VENV_PYTHON) -m pytest -m "not slow$(if $(filter cpu,$(KIND)), and not gpu)" $(ARGS)

@@ -58,9 +58,14 @@ class RunConfig:
     resume: Resume = Resume.AUTO
     """auto goes on from the newest valid checkpoint of the same run; never starts over."""
     keep_rollouts_every_steps: int = 10
-    """Steps between two files of rollouts, for people and for replay; 0 keeps none."""
+    """Steps between two files of rollouts, for people and for replay; 0 keeps only the last step's."""
     tensorboard: bool = True
     """Curves, beside metrics.jsonl."""
+
+    def is_due(self, step: int, *, every_steps: int) -> bool:
+        """Whether something done every so many steps is to be done after step `step` (from 0); the last step counts."""
+        done = step + 1
+        return done == self.steps or (every_steps > 0 and done % every_steps == 0)
 
 
 @dataclass

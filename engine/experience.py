@@ -14,12 +14,13 @@ import numpy as np
 from engine.algorithms.base import Algorithm, Outcomes
 from engine.rollout_stream import TakenGroup
 from workers.records import Row, Totals, Update
+from workers.stopped import RunStopped
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
 
-class NothingToLearn(RuntimeError):
+class NothingToLearn(RunStopped):
     """An optimizer step has no response that can be learned from."""
 
 

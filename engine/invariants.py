@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.config import Bounds
+from workers.stopped import RunStopped
 from workers.tally import UpdateReport
 
 
-class InvariantViolated(RuntimeError):
+class InvariantViolated(RunStopped):
     """Something that must hold did not: says what, the numbers, and what usually causes it."""
 
 
@@ -53,5 +54,5 @@ class SkippedUpdates:
         if self._in_a_row > self._most:
             raise InvariantViolated(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, more than "
-                f"checks.max_skipped_steps={self._most}: lower train.learning_rate, or look at the rollouts that were kept"
+                f"checks.max_skipped_steps={self._most}: lower train.learning_rate, or read the kept rollouts"
             )

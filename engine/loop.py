@@ -10,7 +10,7 @@ from engine.evaluation import evaluate
 from engine.experience import assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
-from engine.resume import Progress, restore, save
+from engine.resume import Progress, checkpoint_state
 from engine.rollout_files import write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
 from engine.tasks import OnlineTask
@@ -20,13 +20,12 @@ from workers.team import Workers
 
 
 def train_online(
-    config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
+    config: Config, task: OnlineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
 ) -> None:
     """Learn from what the policy samples. Weight version n is the policy after n steps."""
-    algorithm, run = config.algo, config.run
-    start = Progress(step=0, next_draw=0, algorithm=algorithm.initial_state())
-    progress = restore(config, start, task.fingerprint, workers, tracker, checkpoints)
-    state = progress.algorithm
+    algorithm, run, state = config.algo, config.run, start.algorithm
+    if start.folder is not None:
+        workers.policy.load(start.folder)
     stream = RolloutStream(
         task.prompts,
         workers,
@@ -34,15 +33,15 @@ def train_online(
         reward=config.reward,
         keep=algorithm.keep,
         seed=run.seed,
-        next_draw=progress.next_draw,
-        accepted=progress.step * config.rollout.prompts_per_step,
+        next_draw=start.next_draw,
+        accepted=start.step * config.rollout.prompts_per_step,
     )
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
-    workers.publish_weights(version=progress.step)
-    if progress.step == 0:
+    workers.publish_weights(version=start.step)
+    if start.step == 0:
         _measure(config, task, workers, tracker, step=0)
 
-    for step in range(progress.step, run.steps):
+    for step in range(start.step, run.steps):
         with tracker.step(step) as metrics:
             with workers.generating(), tracker.phase("generate"):
                 taken = stream.take(version=step)
@@ -57,15 +56,22 @@ def train_online(
                     metrics["weights_bytes"] = float(published.num_bytes)
 
             state = algorithm.next_state(state, metrics)
-            if _due(step, run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
+            if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
                 write_rollouts(config.run_folder / "rollouts", step + 1, _fetch(taken))
             skips.observe(metrics["skipped_updates"])
 
-        if _due(step, config.evaluation.every_steps) or step + 1 == run.steps:
+        if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)
-        if _due(step, run.save_every_steps) or step + 1 == run.steps:
-            progress = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state)
-            save(progress, config, task.fingerprint, workers, tracker, checkpoints)
+        if run.is_due(step, every_steps=run.save_every_steps):
+            here = checkpoint_state(
+                config,
+                task.fingerprint,
+                step=step + 1,
+                next_draw=stream.next_draw,
+                algorithm=state,
+                metrics_bytes=tracker.position(),
+            )
+            checkpoints.save(step + 1, workers.policy.save, here)
 
 
 def _learn(taken: Taken, state: AlgorithmState, config: Config, workers: Workers, *, is_first_step: bool) -> Metrics:
@@ -98,7 +104,3 @@ def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracke
 
 def _fetch(taken: Taken) -> list[Group]:
     return ray.get([item.group for item in taken.groups])
-
-
-def _due(step: int, every_steps: int) -> bool:
-    return every_steps > 0 and (step + 1) % every_steps == 0

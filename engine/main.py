@@ -1,58 +1,71 @@
 """Post-train a language model: the whole run on one page.
 
-    python -m engine.main                                  # a tiny policy learns arithmetic, on a laptop CPU
-    python -m engine.main train.learning_rate=1e-4         # any key of any section, as `--help` lists them
-    python -m engine.main model.path=my/model data=gsm8k data.path=train.jsonl
+python -m engine.main                                  # a tiny policy learns arithmetic, on a laptop CPU
+python -m engine.main train.learning_rate=1e-4         # any key of any section, as `--help` lists them
+python -m engine.main model.path=my/model data=gsm8k data.path=train.jsonl
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
+from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
 from rewards.load import RewardError
+from workers.stopped import RunStopped
 
-MISTAKES = (ConfigError, DataError, RewardError)
+MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
 """What a person can mend: told without a traceback, before Ray starts."""
 
 
 def main(argv: Sequence[str]) -> None:
     config = load_config(argv)
     # Heavy modules come after the cheap checks: a misspelt key is answered at once.
-    from engine.checkpoint import Checkpoints
     from engine.export import export
     from engine.loop import train_online
     from engine.offline import train_offline
+    from engine.resume import find_progress, open_checkpoints
     from engine.tasks import prepare_offline, prepare_online
     from engine.tracking import Tracker
     from workers.team import start_workers
 
-    tracker = Tracker(config)
-    tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
-    online = config.algo.online
-    task = prepare_online(config) if online else prepare_offline(config)
-    train = train_online if online else train_offline
-    checkpoints = Checkpoints(folder=config.run_folder / "checkpoints", keep=config.run.keep_checkpoints)
-    with start_workers(config.team(), task.reward, announce=tracker.say) as workers:
-        train(config, task, workers, tracker, checkpoints)
-        exported = export(config, workers)
-    tracker.finish(export=exported)
+    checkpoints = open_checkpoints(config)
+    with closing(Tracker(config)) as tracker:
+        tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
+        online = config.algo.online
+        task = prepare_online(config) if online else prepare_offline(config)
+        start = find_progress(config, task.fingerprint, checkpoints, tracker)
+        if start.step >= config.run.steps:
+            tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")
+            return
+        train = train_online if online else train_offline
+        with start_workers(config.team(), task.reward, announce=tracker.say) as workers:
+            train(config, task, start, workers, tracker, checkpoints)
+            exported = export(config, workers)
+        tracker.finish(export=exported)
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 2 a mistake of the person's, 130 stopped by Ctrl-C."""
+    """The exit code: 0 done, 1 the run could not go on, 2 a mistake of the person's, 130 Ctrl-C or SIGTERM."""
     if {"-h", "--help"} & set(argv):
         print(help_text())
         return 0
+    # A cluster's polite kill ends a run as a person's does: every worker is buried.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(argv)
     except MISTAKES as mistake:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
+    except RunStopped as stopped:
+        print(f"heliostat: the run stopped: {stopped}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("heliostat: stopped; the newest checkpoint is where the run goes on", file=sys.stderr)
+        print("heliostat: stopped; the same command goes on after the newest checkpoint", file=sys.stderr)
         return 130
     return 0
 

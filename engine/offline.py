@@ -10,27 +10,27 @@ from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.invariants import SkippedUpdates, check_tokens
 from engine.metrics import of_update
-from engine.resume import Progress, restore, save
+from engine.resume import Progress, checkpoint_state
 from engine.rollout_stream import Ledger
 from engine.tasks import OfflineTask
 from engine.tracking import Tracker
-from workers.records import AlgorithmState, Example, Totals
+from workers.records import Example, Totals
 from workers.team import Workers
 
 
 def train_offline(
-    config: Config, task: OfflineTask, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
+    config: Config, task: OfflineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
 ) -> None:
     """One optimizer step a batch of rows; rows come in an order keyed by (seed, epoch)."""
     run, ranks = config.run, config.train.ranks
-    start = Progress(step=0, next_draw=0, algorithm=AlgorithmState(kl_coef=0.0))
-    progress = restore(config, start, task.fingerprint, workers, tracker, checkpoints)
-    ledger = Ledger(num_prompts=len(task.examples), seed=run.seed, next_draw=progress.next_draw)
+    if start.folder is not None:
+        workers.policy.load(start.folder)
+    ledger = Ledger(num_prompts=len(task.examples), seed=run.seed, next_draw=start.next_draw)
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
-    if progress.step == 0:
+    if start.step == 0:
         _measure(task, workers, tracker, ranks=ranks, step=0)
 
-    for step in range(progress.step, run.steps):
+    for step in range(start.step, run.steps):
         with tracker.step(step) as metrics, tracker.phase("learn"):
             rows = [task.examples[ledger.admit()[1]] for _ in range(config.train.examples_per_step)]
             totals = _totals(rows, horizon=config.model.context_length)
@@ -39,12 +39,18 @@ def train_offline(
             metrics |= of_update(reports) | {"tokens": float(sum(len(row.token_ids) for row in rows))}
             skips.observe(metrics["skipped_updates"])
 
-        due = config.evaluation.every_steps
-        if step + 1 == run.steps or (due and (step + 1) % due == 0):
+        if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(task, workers, tracker, ranks=ranks, step=step + 1)
-        if step + 1 == run.steps or (run.save_every_steps and (step + 1) % run.save_every_steps == 0):
-            progress = Progress(step=step + 1, next_draw=ledger.next_draw, algorithm=progress.algorithm)
-            save(progress, config, task.fingerprint, workers, tracker, checkpoints)
+        if run.is_due(step, every_steps=run.save_every_steps):
+            here = checkpoint_state(
+                config,
+                task.fingerprint,
+                step=step + 1,
+                next_draw=ledger.next_draw,
+                algorithm=start.algorithm,
+                metrics_bytes=tracker.position(),
+            )
+            checkpoints.save(step + 1, workers.policy.save, here)
 
 
 def _totals(rows: Sequence[Example], *, horizon: int) -> Totals:

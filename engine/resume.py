@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.checkpoint import Checkpoints, CheckpointState
-from engine.config import Config
+from engine.config import Config, Resume
 from engine.fingerprint import flattened
 from engine.tracking import Tracker
 from workers.config import Schedule
 from workers.records import AlgorithmState
-from workers.team import Workers
 
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
 """Settings that do not decide what is learned."""
@@ -24,43 +25,58 @@ class Progress:
     step: int
     next_draw: int
     algorithm: AlgorithmState
+    folder: Path | None
+    """The checkpoint that holds it; None for a run that begins."""
 
 
-def restore(
-    config: Config, start: Progress, fingerprint: str, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
-) -> Progress:
-    """The newest valid checkpoint, loaded into the trainers; `start` when there is none.
+def open_checkpoints(config: Config) -> Checkpoints:
+    """The run's checkpoints. With `run.resume=never` an earlier run of the same name is moved aside, never deleted."""
+    folder = config.run_folder
+    if config.run.resume is Resume.NEVER and folder.exists():
+        number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.{number}"))
+    return Checkpoints(folder=folder / "checkpoints", keep=config.run.keep_checkpoints)
+
+
+def find_progress(config: Config, data_fingerprint: str, checkpoints: Checkpoints, tracker: Tracker) -> Progress:
+    """Where the run stands: at its newest valid checkpoint, or at its beginning.
 
     Raises CheckpointError when there are checkpoints but none is valid, or when they belong to another run.
     """
     saved = checkpoints.newest_valid()
     if saved is None:
         tracker.rewind(0)
-        return start
+        return Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
     for skipped in saved.skipped:
         tracker.say(f"passed over the damaged checkpoint {skipped.path}: {skipped.reason}")
-    saved.state.refuse_other_run(config=deciding_settings(config), data_fingerprint=fingerprint)
-    workers.policy.load(saved.path)
+    saved.state.refuse_other_run(config=deciding_settings(config), data_fingerprint=data_fingerprint)
     tracker.rewind(saved.state.metrics_bytes)
     tracker.say(f"going on after step {saved.step}, from {saved.path}")
-    return Progress(step=saved.step, next_draw=saved.state.next_draw, algorithm=saved.state.algorithm)
+    return Progress(
+        step=saved.step, next_draw=saved.state.next_draw, algorithm=saved.state.algorithm, folder=saved.path
+    )
 
 
-def save(
-    progress: Progress, config: Config, fingerprint: str, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
-) -> None:
-    """Commit everything that decides the run's future."""
-    state = CheckpointState(
-        step=progress.step,
-        next_draw=progress.next_draw,
-        algorithm=progress.algorithm,
-        metrics_bytes=tracker.position(),
-        weights_version=progress.step,
+def checkpoint_state(
+    config: Config,
+    data_fingerprint: str,
+    *,
+    step: int,
+    next_draw: int,
+    algorithm: AlgorithmState,
+    metrics_bytes: int,
+) -> CheckpointState:
+    """Everything outside the trainers that decides the run's future, after `step` steps."""
+    return CheckpointState(
+        step=step,
+        next_draw=next_draw,
+        algorithm=algorithm,
+        metrics_bytes=metrics_bytes,
+        weights_version=step,
         seed=config.run.seed,
         config=deciding_settings(config),
-        data_fingerprint=fingerprint,
+        data_fingerprint=data_fingerprint,
     )
-    checkpoints.save(progress.step, workers.policy.save, state)
 
 
 def deciding_settings(config: Config) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from rewards.score import Failure
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt, Sampling
+from workers.stopped import RunStopped
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Keep = Callable[[GroupSummary], str | None]
 
 
-class RewardsFailed(RuntimeError):
+class RewardsFailed(RunStopped):
     """Too many responses of a step could not be judged."""
 
 

@@ -67,5 +67,7 @@ def prepare_offline(config: Config) -> OfflineTask:
 def _refuse_empty(rows: Sequence[object], config: Config) -> None:
     if not rows:
         raise DataError(
-            "there is nothing to train on.", where=type(config.data).__name__, advice="Hold out fewer rows, or add some."
+            "there is nothing to train on.",
+            where=type(config.data).__name__,
+            advice="Hold out fewer rows, or add some.",
         )

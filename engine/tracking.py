@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import yaml
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from engine.config import Config
 from rewards.score import Score
@@ -43,10 +44,21 @@ class Tracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._started = psutil.Process().create_time()
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._ticker = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._ticking = self._ticker.add_task("")
+        if self._console.is_terminal:
+            self._ticker.start()
         self._steps = config.run.steps
         self._metrics_path = self.folder / "metrics.jsonl"
         self._metrics_file = self._metrics_path.open("a", encoding="utf-8")
         self._curves = _Curves(self.folder / "tensorboard") if config.run.tensorboard else None
+        self._step = 0
         self._phases: Metrics = {}
         self._labels: dict[str, str] = {}
         self._responses: tuple[ScoredRollout, ...] = ()
@@ -59,6 +71,12 @@ class Tracker:
     def say(self, text: str) -> None:
         """One line for the person, with the time since the process started."""
         self._console.print(f"[dim]{self.wall_s():6.1f} s[/dim]  {_escaped(text)}")
+        self._doing(text)
+
+    def _doing(self, text: str) -> None:
+        """On a terminal, what is going on right now and for how long, below the last line."""
+        if self._console.is_terminal:
+            self._ticker.reset(self._ticking, description=_escaped(text))
 
     # ------------------------------------------------------------------ steps
 
@@ -66,7 +84,7 @@ class Tracker:
     def step(self, step: int) -> Iterator[Metrics]:
         """Collects a step's metrics; writes them when the step has succeeded."""
         started = time.monotonic()
-        self._phases, self._labels = {}, {}
+        self._step, self._phases, self._labels = step + 1, {}, {}
         metrics: Metrics = {}
         yield metrics
         metrics["time/step_s"] = time.monotonic() - started
@@ -78,6 +96,7 @@ class Tracker:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the block's duration to the step's `time/<name>_s`."""
+        self._doing(f"{name}, step {self._step}/{self._steps}")
         started = time.monotonic()
         yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
@@ -119,6 +138,13 @@ class Tracker:
         """Forget the metrics of steps that will be done again."""
         self._metrics_file.truncate(position)
 
+    def close(self) -> None:
+        """Give the terminal and the files back; also when the run has failed."""
+        self._ticker.stop()
+        self._metrics_file.close()
+        if self._curves is not None:
+            self._curves.close()
+
     def finish(self, *, export: Path) -> None:
         """Write summary.json and show the person what came out and where it is."""
         rows = [json.loads(line) for line in self._metrics_path.read_text().splitlines()]
@@ -139,9 +165,6 @@ class Tracker:
             summary["logprob_gap_max"] = max(gaps)
         summary["wall_s"] = round(self.wall_s(), 2)
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        self._metrics_file.close()
-        if self._curves is not None:
-            self._curves.close()
         self._say_end(summary)
 
     def _say_end(self, summary: Mapping[str, object]) -> None:
@@ -152,7 +175,9 @@ class Tracker:
         for name in ("sampled", "greedy", "nll"):
             key = "held_out" if name == "sampled" else f"held_out_{name}"
             if f"{key}_before" in summary:
-                self.say(f"held out, {name}: {summary[f'{key}_before']:.3f} before, {summary[f'{key}_after']:.3f} after")
+                self.say(
+                    f"held out, {name}: {summary[f'{key}_before']:.3f} before, {summary[f'{key}_after']:.3f} after"
+                )
         self.say(f"the model is in {summary['export']}, everything else in {self.folder}")
 
 
@@ -170,9 +195,7 @@ class _Curves:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._writer.add_event(
-            self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
-        )
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
     def close(self) -> None:
         self._writer.close()

@@ -127,7 +127,9 @@ def select_outputs(outputs: ModelOutputs, rows: Sequence[int], width: int) -> Mo
     return ModelOutputs(tensors=tensors)
 
 
-def scatter_rows(pieces: Iterable[tuple[Sequence[int], Tensor]], *, shape: tuple[int, int], device: torch.device) -> Tensor:
+def scatter_rows(
+    pieces: Iterable[tuple[Sequence[int], Tensor]], *, shape: tuple[int, int], device: torch.device
+) -> Tensor:
     """Micro-batch tensors put back where their rows came from; zero where no token is."""
     whole_BT = torch.zeros(shape, dtype=torch.float32, device=device)
     for rows, piece_BT in pieces:

@@ -31,16 +31,17 @@ from workers.records import (
     WeightManifest,
     WeightReceipt,
 )
+from workers.stopped import RunStopped
 from workers.tally import UpdateReport
 
 LOG_TAIL_LINES = 15
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(RunStopped):
     """A worker's process is gone."""
 
 
-class WorkerTimeout(RuntimeError):
+class WorkerTimeout(RunStopped):
     """A worker did not answer in time."""
 
 
@@ -75,7 +76,6 @@ class WorkerGroup:
         self._actors: list[ActorHandle] = [
             ray.remote(_logged(worker_class))
             .options(
-                name=None,
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
                 runtime_env={"env_vars": {**hosting.environment, **(environment or {})}},
@@ -104,11 +104,15 @@ class WorkerGroup:
             return ray.get(list(refs), timeout=limit_s)
         except GetTimeoutError as error:
             _, late = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-            raise WorkerTimeout(f"{len(late)} of {len(refs)} {self.role} calls to {verb} unanswered after {limit_s:g} s") from error
+            raise WorkerTimeout(
+                f"{len(late)} of {len(refs)} {self.role} calls to {verb} unanswered after {limit_s:g} s"
+            ) from error
         except RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except RayActorError as error:
-            raise WorkerDied(f"the {self.role} worker died while it was to {verb}\n{self._log_tails()}\n{error}") from error
+            raise WorkerDied(
+                f"the {self.role} worker died while it was to {verb}\n{self._log_tails()}\n{error}"
+            ) from error
 
     def _log_tails(self) -> str:
         tails = []

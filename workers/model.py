@@ -33,7 +33,9 @@ def load_language_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     settings = AutoConfig.from_pretrained(config.path)
     refused = [key for key in REFUSED_HEADS if getattr(settings, key, None) not in (None, 1.0)]
     if refused:
-        raise UnsupportedModel(f"{config.path} ({settings.model_type}) uses {', '.join(refused)}, which is not supported")
+        raise UnsupportedModel(
+            f"{config.path} ({settings.model_type}) uses {', '.join(refused)}, which is not supported"
+        )
     for key in vars(settings):
         if key.endswith("dropout") or key.endswith("_pdrop"):
             setattr(settings, key, 0.0)

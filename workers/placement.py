@@ -13,11 +13,12 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from workers.config import ClusterConfig, Device, TeamConfig
+from workers.stopped import RunStopped
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
-class PlacementTimeout(RuntimeError):
+class PlacementTimeout(RunStopped):
     """The cluster could not give the devices that the workers ask for."""
 
 
@@ -104,6 +105,8 @@ def _shortage(places: Sequence[Place], timeout_s: float) -> str:
     lines = [f"asked for {len(places)} bundles ({', '.join(place.name for place in places)}); after {timeout_s:g} s:"]
     for kind, amount in asked.items():
         if amount:
-            lines.append(f"  {kind}: {amount:g} asked, {whole.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free")
+            lines.append(
+                f"  {kind}: {amount:g} asked, {whole.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free"
+            )
     lines.append("Ask for less (train.ranks, rollout.engines, cluster.*_per_*), or add nodes.")
     return "\n".join(lines)

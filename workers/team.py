@@ -112,9 +112,7 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
         seed=team.seed,
         total_updates=team.total_updates,
     )
-    infos = [
-        RankInfo(rank=rank, world_size=ranks, master_address=address, master_port=port) for rank in range(ranks)
-    ]
+    infos = [RankInfo(rank=rank, world_size=ranks, master_address=address, master_port=port) for rank in range(ranks)]
     engines = team.rollout.engines if team.rollout_workers else 0
     judges = team.reward.workers if team.rollout_workers else 0
     return Workers(
@@ -183,5 +181,3 @@ def _thread_settings(team: TeamConfig) -> dict[str, str]:
         "DS_ACCELERATOR": team.cluster.device.value,
         **({"TORCHDYNAMO_DISABLE": "1"} if team.cluster.device is Device.CPU else {}),
     }
-
-

@@ -100,5 +100,8 @@ class Objective(ABC):
 
     online: ClassVar[bool] = False
 
+    def initial_state(self) -> AlgorithmState:
+        return AlgorithmState(kl_coef=0.0)
+
     @abstractmethod
     def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss: ...

@@ -1,0 +1,84 @@
+"""What several test folders share: a tiny model with random weights, and the rollout engines that serve it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from workers.config import ClusterConfig, ModelConfig, RolloutConfig
+from workers.hf_engine import HFEngine
+from workers.rollout_worker import RolloutEngine, RolloutWorker
+from workers.vllm_engine import VLLMEngine
+
+BLANK = Path(__file__).parents[1] / "examples" / "nano" / "blank"
+CLUSTER = ClusterConfig()
+ROLLOUT = RolloutConfig(kv_cache_gib=0.0625, max_running=32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A rollout worker, the engine in its thread, and the folder of the model that it serves as version 0."""
+
+    worker: RolloutWorker
+    engine: RolloutEngine
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano architecture, its head tied to the embedding, with weights so large that distributions are peaky."""
+    return _peaky_model(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _peaky_model(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def vllm_tied(tied_model: Path) -> Iterator[Served]:
+    yield from _serve(VLLMEngine, tied_model)
+
+
+@pytest.fixture(scope="session")
+def vllm_untied(untied_model: Path) -> Iterator[Served]:
+    yield from _serve(VLLMEngine, untied_model)
+
+
+@pytest.fixture(scope="session")
+def hf_tied(tied_model: Path) -> Iterator[Served]:
+    yield from _serve(HFEngine, tied_model)
+
+
+@pytest.fixture(scope="session")
+def hf_untied(untied_model: Path) -> Iterator[Served]:
+    yield from _serve(HFEngine, untied_model)
+
+
+def _peaky_model(folder: Path, *, tied: bool) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(BLANK, folder, dirs_exist_ok=True)
+    config = AutoConfig.from_pretrained(BLANK)
+    config.initializer_range = 0.2
+    config.tie_word_embeddings = tied
+    torch.manual_seed(20240203)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def _serve(engine_class: type[VLLMEngine] | type[HFEngine], folder: Path) -> Iterator[Served]:
+    engines: list[RolloutEngine] = []
+
+    def make_engine() -> RolloutEngine:
+        engines.append(engine_class(ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
+        return engines[0]
+
+    worker = RolloutWorker(make_engine)
+    yield Served(worker=worker, engine=engines[0], folder=folder)
+    worker.close()

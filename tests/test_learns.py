@@ -1,0 +1,84 @@
+"""The default run learns, and only from its rewards. What it leaves behind is what the README promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import Finished, run_main
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """`python -m engine.main`, with nothing but a folder of its own."""
+    run = run_main(folder=tmp_path_factory.mktemp("default"), name="default")
+    assert run.exit_code == 0, run.output
+    return run
+
+
+def test_the_default_run_learns_to_add(default_run: Finished) -> None:
+    summary = default_run.summary
+    assert 0.1 <= summary["held_out_before"] <= 0.5
+    assert summary["held_out_after"] >= 0.85
+    assert summary["held_out_greedy_after"] >= 0.95
+
+
+def test_engine_and_trainer_agreed_on_every_token(default_run: Finished) -> None:
+    assert default_run.summary["logprob_gap_max"] < 1e-4
+    assert all(row["logprob_gap_k3"] < 1e-6 for row in default_run.steps)
+
+
+def test_the_policy_starts_at_its_reference_and_leaves_it(default_run: Finished) -> None:
+    first, *_, last = default_run.steps
+    assert abs(first["kl"]) < 1e-6
+    assert last["kl"] > 1e-3
+
+
+def test_weights_change_every_step_and_every_version_arrived(default_run: Finished) -> None:
+    checksums = [row["weights_checksum"] for row in default_run.steps]
+    assert len(set(checksums)) == len(checksums) == default_run.summary["steps"]
+
+
+def test_the_run_leaves_its_folder(default_run: Finished) -> None:
+    folder = default_run.folder
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints", "export", "logs"):
+        assert (folder / name).exists(), name
+    assert {"steps", "wall_s", "tokens_per_s", "export"} <= default_run.summary.keys()
+    rollouts = load_file(sorted((folder / "rollouts").glob("*.safetensors"))[-1])
+    assert len(rollouts["offset"]) == len(rollouts["draw"]) + 1
+    assert set(rollouts["version"]) == {default_run.summary["steps"] - 1}
+
+
+def test_the_person_is_told_what_happens_and_nothing_else(default_run: Finished) -> None:
+    lines = default_run.output.splitlines()
+    assert "starting Ray" in default_run.output
+    assert all(" s  " in line for line in lines), [line for line in lines if " s  " not in line]
+
+
+def test_the_export_answers_in_transformers_as_it_did_in_the_run(default_run: Finished) -> None:
+    export = Path(default_run.summary["export"])
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    correct = 0
+    for a in range(3, 99, 5):
+        messages = [{"role": "user", "content": f"{a}+{100 - a}="}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        answer = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        correct += tokenizer.decode(answer, skip_special_tokens=True) == "100"
+    assert correct >= 18  # of 20
+
+
+@pytest.mark.parametrize(
+    ("control", "overrides"),
+    [
+        ("no_step", ("train.learning_rate=0",)),
+        ("shuffled_rewards", ("algo._target_=tests.shuffled_grpo.ShuffledGRPO",)),
+    ],
+)
+def test_without_a_signal_nothing_is_learned(control: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    run = run_main(*overrides, folder=tmp_path, name=control)
+    assert run.exit_code == 0, run.output
+    summary = run.summary
+    assert summary["held_out_after"] <= summary["held_out_before"] + 0.05

@@ -1,0 +1,357 @@
+"""Both rollout engines, behind their worker: what they say of their tokens is what plain transformers says of them.
+
+The models are tiny, random and in float32, so that equal means equal: see DESIGN.md, section 10, for larger ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
+from workers.rollout_worker import RolloutWorker
+from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
+
+TOLERANCE = 2e-5
+END = 1
+SAMPLED = Sampling(temperature=1.0, max_tokens=48)
+SHARP = Sampling(temperature=0.7, max_tokens=48)
+GREEDY = Sampling(temperature=0.0, max_tokens=48)
+LONGER_THAN_A_CACHE_BLOCK = 200
+"""vLLM's cache on CPU has blocks of 128 tokens: only longer prompts are ever served from it."""
+
+ENGINES = ["vllm_tied", "vllm_untied", "hf_tied", "hf_untied"]
+
+
+@pytest.fixture(params=ENGINES)
+def served(request: pytest.FixtureRequest):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=[name for name in ENGINES if name.startswith("vllm")])
+def vllm(request: pytest.FixtureRequest):
+    return request.getfixturevalue(request.param)
+
+
+Publish = Callable[..., WeightManifest]
+
+
+@pytest.fixture
+def publish() -> Iterator[Publish]:
+    """Lay a model's weights out as a trainer does."""
+    shared = SharedWeights()
+
+    def write(model: PreTrainedModel, *, version: int) -> WeightManifest:
+        weights = dict(model.named_parameters())
+        return shared.write(weights.items(), version=version, num_bytes=padded_bytes(weights.values()))
+
+    yield write
+
+
+@pytest.fixture
+def restored(served, publish: Publish) -> Iterator[None]:
+    """The engine serves its first weights again when the test is over."""
+    yield
+    served.worker.load_weights(publish(plain(served.folder), version=0)).result(60)
+
+
+# ----------------------------------------------------------------------------- asking, and an independent answer
+
+
+def prompt(length: int, *, number: int = 0) -> Prompt:
+    tokens = np.random.default_rng((length, number)).integers(6, 100, size=length)
+    return Prompt(id=f"{length}-{number}", messages=(), token_ids=tuple(tokens.tolist()), answer="", row={})
+
+
+def request(length: int = 9, *, draw: int = 0, samples: int = 6, seed: int = 5, sampling: Sampling = SAMPLED):
+    question = prompt(length, number=draw)
+    return GroupRequest(prompt=question, draw=draw, num_samples=samples, seed=seed, sampling=sampling)
+
+
+def mixed_requests() -> list[GroupRequest]:
+    """Prompts of many lengths, cold, hot and greedy, so that they make one batch of unlike rows."""
+    return [
+        request(3, draw=0),
+        request(17, draw=1, sampling=SHARP),
+        request(LONGER_THAN_A_CACHE_BLOCK, draw=2, samples=3),
+        request(9, draw=3, samples=1, sampling=GREEDY),
+        request(40, draw=4, samples=5, sampling=Sampling(temperature=1.3, max_tokens=7)),
+    ]
+
+
+def ask(worker: RolloutWorker, *requests: GroupRequest) -> list[tuple[Rollout, ...]]:
+    """All asked for before the first is waited for."""
+    return [future.result(60) for future in [worker.generate(each) for each in requests]]
+
+
+def plain(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def perturbed(folder: Path, *, only: str = "") -> PreTrainedModel:
+    """Another policy: noise on every parameter, or on those whose name holds `only`."""
+    model = plain(folder)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if only in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, rollout: Rollout, temperature: float) -> np.ndarray:
+    """One forward pass over prompt and response, by itself, unpadded and uncached."""
+    context = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids.tolist()]])
+    logits_TV = model(context, use_cache=False).logits[0, len(rollout.prompt.token_ids) - 1 : -1].double()
+    logprobs_TV = (logits_TV / (temperature or 1.0)).log_softmax(dim=-1)
+    return logprobs_TV[torch.arange(len(rollout.token_ids)), torch.from_numpy(rollout.token_ids).long()].numpy()
+
+
+def gap(model: PreTrainedModel, groups: list[tuple[Rollout, ...]], requests: list[GroupRequest]) -> float:
+    """The largest difference between what the engine and plain transformers say of a sampled token."""
+    return max(
+        float(np.abs(rollout.logprobs - plain_logprobs(model, rollout, asked.sampling.temperature)).max())
+        for asked, group in zip(requests, groups, strict=True)
+        for rollout in group
+    )
+
+
+def said(rollout: Rollout) -> tuple[list[int], bytes]:
+    """A rollout's tokens and log-probs, bit for bit."""
+    return rollout.token_ids.tolist(), rollout.logprobs.tobytes()
+
+
+# ----------------------------------------------------------------------------- what one response says
+
+
+@pytest.mark.parametrize("sampling", [SAMPLED, SHARP, GREEDY], ids=["temperature-1", "temperature-0.7", "greedy"])
+def test_logprobs_are_those_of_plain_transformers_at_the_sampling_temperature(served, sampling: Sampling) -> None:
+    requests = [request(length, draw=length, sampling=sampling) for length in (2, 9, LONGER_THAN_A_CACHE_BLOCK)]
+    groups = ask(served.worker, *requests)
+    assert gap(plain(served.folder), groups, requests) < TOLERANCE
+    for group in groups:
+        for rollout in group:
+            assert rollout.token_ids.dtype == np.int32 and rollout.logprobs.dtype == np.float32
+            assert len(rollout.token_ids) == len(rollout.logprobs) > 0
+
+
+def test_logprobs_are_right_where_greedy_cold_and_hot_requests_share_a_batch(served) -> None:
+    requests = mixed_requests()
+    assert gap(plain(served.folder), ask(served.worker, *requests), requests) < TOLERANCE
+
+
+def test_the_comparison_would_notice_a_temperature_that_was_left_out(hf_tied) -> None:
+    asked = request(sampling=SHARP)
+    unscaled = dataclasses.replace(asked, sampling=SAMPLED)
+    assert gap(plain(hf_tied.folder), ask(hf_tied.worker, asked), [unscaled]) > 1000 * TOLERANCE
+
+
+def test_greedy_takes_the_likeliest_token_whatever_the_seed(served) -> None:
+    model = plain(served.folder)
+    first, other = ask(served.worker, request(seed=1, sampling=GREEDY), request(seed=2, sampling=GREEDY))
+    assert all(said(rollout) == said(first[0]) for rollout in (*first, *other))
+    tokens = list(first[0].prompt.token_ids)
+    for token in first[0].token_ids.tolist():
+        with torch.no_grad():
+            assert token == int(model(torch.tensor([tokens])).logits[0, -1].argmax())
+        tokens.append(token)
+
+
+def test_sampled_tokens_follow_the_distribution_that_their_logprobs_describe(served) -> None:
+    first_token = Sampling(temperature=0.7, max_tokens=1)
+    [group] = ask(served.worker, request(samples=3000, sampling=first_token))
+    with torch.no_grad():
+        logits_V = plain(served.folder)(torch.tensor([group[0].prompt.token_ids])).logits[0, -1].double()
+    expected = 3000 * (logits_V / 0.7).softmax(dim=-1).numpy()
+    seen = np.bincount([int(rollout.token_ids[0]) for rollout in group], minlength=len(expected))
+    common = expected > 5
+    pooled_seen = np.append(seen[common], seen[~common].sum())
+    pooled_expected = np.append(expected[common], expected[~common].sum())
+    chi_square = float(((pooled_seen - pooled_expected) ** 2 / pooled_expected).sum())
+    freedom = len(pooled_seen) - 1
+    assert freedom >= 5
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)  # four standard deviations of the chi-square law
+
+
+def test_spans_cover_every_token_once_with_the_served_version(served) -> None:
+    for group in ask(served.worker, *mixed_requests()):
+        for rollout in group:
+            assert rollout.spans == (Span(start=0, end=len(rollout.token_ids), sampled=True, version=0),)
+            assert rollout.action_mask().all()
+
+
+def test_a_response_ends_with_the_end_token_or_at_the_limit(served) -> None:
+    [group] = ask(served.worker, request(samples=24))
+    assert {rollout.stop for rollout in group} == {Stop.END, Stop.LENGTH}
+    for rollout in group:
+        assert END not in rollout.token_ids[:-1]
+        assert (rollout.stop is Stop.END) == (rollout.token_ids[-1] == END)
+        assert rollout.stop is Stop.END or len(rollout.token_ids) == SAMPLED.max_tokens
+        assert rollout.text == "" or "<|" not in rollout.text
+
+
+def test_an_end_token_at_the_very_limit_is_an_end_and_one_token_less_is_a_cut(served) -> None:
+    [group] = ask(served.worker, request(samples=24))
+    ended = min((r for r in group if r.stop is Stop.END and len(r.token_ids) > 1), key=lambda r: len(r.token_ids))
+    length = len(ended.token_ids)
+    limits = [Sampling(temperature=1.0, max_tokens=limit) for limit in (length, length - 1)]
+    whole, cut = ask(served.worker, *[request(samples=24, sampling=limit) for limit in limits])
+    assert whole[ended.sample].stop is Stop.END
+    assert cut[ended.sample].stop is Stop.LENGTH
+    np.testing.assert_array_equal(whole[ended.sample].token_ids, ended.token_ids)
+    np.testing.assert_array_equal(cut[ended.sample].token_ids, ended.token_ids[:-1])
+
+
+# ----------------------------------------------------------------------------- keyed randomness
+
+
+def test_vllm_says_the_same_bit_for_bit_in_any_company(vllm) -> None:
+    requests = mixed_requests()
+    together = ask(vllm.worker, *requests)
+    reversed_order = ask(vllm.worker, *requests[::-1])[::-1]
+    alone = [ask(vllm.worker, each)[0] for each in requests]
+    for company in (reversed_order, alone):
+        for group, again in zip(together, company, strict=True):
+            assert [said(rollout) for rollout in group] == [said(rollout) for rollout in again]
+
+
+def test_hf_samples_the_same_tokens_in_any_company(hf_tied) -> None:
+    requests = mixed_requests()
+    together = ask(hf_tied.worker, *requests)
+    reversed_order = ask(hf_tied.worker, *requests[::-1])[::-1]
+    alone = [ask(hf_tied.worker, each)[0] for each in requests]
+    for company in (reversed_order, alone):
+        for group, again in zip(together, company, strict=True):
+            for rollout, twin in zip(group, again, strict=True):
+                np.testing.assert_array_equal(rollout.token_ids, twin.token_ids)
+                np.testing.assert_allclose(rollout.logprobs, twin.logprobs, atol=TOLERANCE, rtol=0)
+
+
+def test_a_smaller_group_is_the_beginning_of_a_larger_one(served) -> None:
+    small, large = ask(served.worker, request(samples=2), request(samples=5))
+    assert [r.token_ids.tolist() for r in small] == [r.token_ids.tolist() for r in large[:2]]
+
+
+def test_samples_draws_and_seeds_differ(served) -> None:
+    question = request(samples=8)
+    later = dataclasses.replace(question, draw=1)
+    other = dataclasses.replace(question, seed=6)
+    groups = ask(served.worker, question, later, other)
+    texts = [tuple(rollout.token_ids.tolist()) for group in groups for rollout in group]
+    assert len(set(texts)) == len(texts) == 24
+
+
+# ----------------------------------------------------------------------------- new weights
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("only", ["", "embed_tokens", "layers.2.mlp", "layers.0.self_attn"])
+def test_logprobs_follow_new_weights_exactly(served, publish: Publish, only: str) -> None:
+    requests = mixed_requests()
+    before = ask(served.worker, *requests)  # fills the prefix cache with keys of the old weights
+    new = perturbed(served.folder, only=only)
+    manifest = publish(new, version=3)
+    receipt = served.worker.load_weights(manifest).result(60)
+    assert receipt == WeightReceipt(
+        version=3, checksum=manifest.checksum, num_bytes=sum(p.numel() * 4 for p in new.parameters())
+    )
+    after = ask(served.worker, *requests)
+    assert gap(new, after, requests) < TOLERANCE
+    assert gap(new, before, requests) > 1000 * TOLERANCE  # the weights are different enough to tell
+    assert {span.version for group in after for rollout in group for span in rollout.spans} == {3}
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_first_weights_loaded_again_say_bit_for_bit_what_they_said_first(served, publish: Publish) -> None:
+    requests = mixed_requests()
+    first = ask(served.worker, *requests)
+    for version in (1, 2):
+        served.worker.load_weights(publish(perturbed(served.folder), version=version)).result(60)
+        ask(served.worker, *requests)
+    served.worker.load_weights(publish(plain(served.folder), version=3)).result(60)
+    again = ask(served.worker, *requests)
+    for group, twins in zip(first, again, strict=True):
+        assert [said(rollout) for rollout in group] == [said(rollout) for rollout in twins]
+        assert all(span.version == 3 for rollout in twins for span in rollout.spans)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_request_behind_new_weights_in_the_queue_is_sampled_from_them(served, publish: Publish) -> None:
+    new = perturbed(served.folder)
+    loading = served.worker.load_weights(publish(new, version=9))
+    asked = request()
+    groups = ask(served.worker, asked)
+    assert loading.result(60).version == 9
+    assert gap(new, groups, [asked]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("which", ["checksum", "bytes"])
+def test_weights_that_did_not_arrive_as_sent_are_refused_and_the_next_ones_served(
+    served, publish: Publish, which: str
+) -> None:
+    new = perturbed(served.folder)
+    manifest = publish(new, version=1)
+    if which == "checksum":
+        damaged = dataclasses.replace(manifest, checksum="0" * 16)
+    else:
+        damaged = manifest
+        with open(manifest.path, "r+b") as memory:
+            memory.seek(manifest.entries[7].offset + 5)
+            [byte] = memory.read(1)
+            memory.seek(-1, 1)
+            memory.write(bytes([byte ^ 0x10]))
+    with pytest.raises(WeightSyncError, match="version 1"):
+        served.worker.load_weights(damaged).result(60)
+    served.worker.load_weights(publish(new, version=2)).result(60)
+    asked = request()
+    groups = ask(served.worker, asked)
+    assert gap(new, groups, [asked]) < TOLERANCE
+    assert {rollout.spans[0].version for rollout in groups[0]} == {2}
+
+
+def test_requests_under_way_finish_under_new_weights_and_say_which_token_is_whose(
+    vllm, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = plain(vllm.folder), perturbed(vllm.folder)
+    manifest = publish(new, version=1)
+    loading: list[Future[WeightReceipt]] = []
+    steps = iter(range(1000))
+    step = vllm.engine.step
+
+    def step_and_load() -> object:
+        finished = step()
+        if next(steps) == 10:
+            loading.append(vllm.worker.load_weights(manifest))
+        return finished
+
+    requests = [request(9, draw=0), request(LONGER_THAN_A_CACHE_BLOCK, draw=1, sampling=SHARP)]
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm.engine, "step", step_and_load)
+        groups = ask(vllm.worker, *requests)
+    assert loading[0].result(60).version == 1
+    vllm.worker.load_weights(publish(old, version=0)).result(60)
+
+    for asked, group in zip(requests, groups, strict=True):
+        straddling = [rollout for rollout in group if len(rollout.spans) == 2]
+        assert len(straddling) >= len(group) // 2
+        for rollout in straddling:
+            before, after = rollout.spans
+            assert (before.start, before.version, after.version) == (0, 0, 1)
+            assert before.end == after.start and after.end == len(rollout.token_ids)
+            assert rollout.oldest_version() == 0 and rollout.action_mask().all()
+            for model, span in [(old, before), (new, after)]:
+                expected = plain_logprobs(model, rollout, asked.sampling.temperature)
+                own = slice(span.start, span.end)
+                assert np.abs(rollout.logprobs - expected)[own].max() < TOLERANCE
+        for rollout in group:
+            assert all(first.end == second.start for first, second in pairwise(rollout.spans))

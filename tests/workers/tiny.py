@@ -1,0 +1,265 @@
+"""A tiny policy, toy rollouts to learn from, and trainer processes that stay warm between tests."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewards.score import Score
+from workers.config import Device, ModelConfig, Precision, TrainConfig
+from workers.records import Example, Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.train_worker import RankInfo, TrainerSetup
+
+ROOT = Path(__file__).resolve().parents[2]
+BLANK = ROOT / "examples" / "nano" / "blank"
+VOCABULARY = 104
+HORIZON = 12
+
+
+# ----------------------------------------------------------------------------- the policy
+
+
+def write_policy(folder: Path, *, tied: bool) -> str:
+    """A random Qwen2 of two layers as a Hugging Face folder, the tokenizer of examples/nano/blank beside it."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    shutil.copytree(BLANK, folder, dirs_exist_ok=True)
+    settings = json.loads((BLANK / "config.json").read_text())
+    settings |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "layer_types": None}
+    # Five times the usual spread: log-probs then lie well away from those of a uniform guess.
+    settings |= {"tie_word_embeddings": tied, "initializer_range": 0.1}
+    torch.manual_seed(11)
+    AutoModelForCausalLM.from_config(Qwen2Config(**settings), dtype=torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def plain_logprobs(
+    model: torch.nn.Module, context: Sequence[int], prompt_length: int, temperature: float
+) -> torch.Tensor:
+    """One row alone through the plain model: the log-probs of its response tokens."""
+    import torch
+
+    tokens = torch.tensor(context)
+    logits = model(input_ids=tokens[None]).logits[0].float() / temperature
+    return torch.stack([logits[at - 1].log_softmax(-1)[tokens[at]] for at in range(prompt_length, len(tokens))])
+
+
+# ----------------------------------------------------------------------------- what it learns from
+
+
+def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) -> tuple[Group, ...]:
+    """Prompts and responses of many lengths. Sample 1 of each group holds a tool's tokens, sample 3 of group 0 nothing
+    but those. `poison` puts NaN where the rollout engine's log-probs must not be read."""
+    random = np.random.default_rng(5)
+    groups = []
+    for draw in range(num_groups):
+        prompt_ids = tuple(int(token) for token in random.integers(5, VOCABULARY, 3 + 2 * (draw % 3)))
+        prompt = Prompt(
+            id=f"toy-{draw}", messages=(Message(role="user", content="?"),), token_ids=prompt_ids, answer="", row={}
+        )
+        scored = []
+        for sample in range(siblings):
+            length = int(random.integers(4, HORIZON)) if sample == 1 else int(random.integers(1, HORIZON))
+            token_ids = random.integers(5, VOCABULARY, length).astype(np.int32)
+            logprobs = random.uniform(-5.0, -0.1, length).astype(np.float32)
+            spans = _spans(length, draw=draw, sample=sample)
+            rollout = Rollout(
+                prompt=prompt, draw=draw, sample=sample, text="", token_ids=token_ids, logprobs=logprobs,
+                spans=spans, stop=Stop.LENGTH,
+            )  # fmt: skip
+            if poison:
+                logprobs[~rollout.action_mask()] = np.nan
+            scored.append(ScoredRollout(rollout=rollout, judgement=Score(total=0.0, parts={"toy": 0.0})))
+        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored)))
+    return tuple(groups)
+
+
+def _spans(length: int, *, draw: int, sample: int) -> tuple[Span, ...]:
+    if (draw, sample) == (0, 3):
+        return (Span(start=0, end=length, sampled=False, version=0),)
+    if sample == 1:
+        return (
+            Span(start=0, end=1, sampled=True, version=0),
+            Span(start=1, end=3, sampled=False, version=0),
+            Span(start=3, end=length, sampled=True, version=0),
+        )
+    return (Span(start=0, end=length, sampled=True, version=0),)
+
+
+def rollout_of(row: Row, groups: Sequence[Group]) -> Rollout:
+    return next(group for group in groups if group.draw == row.draw).rollouts[row.sample].rollout
+
+
+def toy_rows(draws: Sequence[int], *, siblings: int = 4, seed: int = 1) -> tuple[Row, ...]:
+    random = np.random.default_rng([seed, *draws])
+    return tuple(
+        Row(draw=draw, sample=sample, advantage=float(random.normal())) for draw in draws for sample in range(siblings)
+    )
+
+
+def count(rows: Sequence[Row], groups: Sequence[Group]) -> Totals:
+    lengths = [int(rollout_of(row, groups).action_mask().sum()) for row in rows]
+    return Totals(
+        tokens=sum(lengths),
+        sequences=sum(length > 0 for length in lengths),
+        prompts=len({row.draw for row in rows}),
+        horizon=HORIZON,
+    )
+
+
+def deal(rows: Sequence[Row], groups: Sequence[Group], *, ranks: int) -> list[Update]:
+    """One optimizer step, dealt unevenly: of eight rows rank 0 of two gets three."""
+    totals = count(rows, groups)
+    if ranks == 1:
+        return [Update(rows=tuple(rows), totals=totals)]
+    share = len(rows) * 3 // 8
+    return [Update(rows=tuple(rows[:share]), totals=totals), Update(rows=tuple(rows[share:]), totals=totals)]
+
+
+def reference_logprob(row: Row, position: int) -> float:
+    """A made-up reference policy."""
+    return -3.0 - np.sin(1.0 + row.draw + 3.0 * row.sample + 7.0 * position)
+
+
+def reference_outputs(rows: Sequence[Row], groups: Sequence[Group], *, filler: float = 0.0) -> dict[str, np.ndarray]:
+    """What the made-up reference says, [B, T]; `filler` where nobody may look."""
+    masks = [rollout_of(row, groups).action_mask() for row in rows]
+    whole_BT = np.full((len(rows), max(map(len, masks))), filler, dtype=np.float32)
+    for number, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+        for position in np.flatnonzero(mask):
+            whole_BT[number, position] = reference_logprob(row, int(position))
+    return {"reference_logprobs_BT": whole_BT}
+
+
+def example_of(row: Row, groups: Sequence[Group]) -> Example:
+    rollout = rollout_of(row, groups)
+    return Example(
+        id=f"toy-{row.draw}-{row.sample}",
+        token_ids=(*rollout.prompt.token_ids, *(int(token) for token in rollout.token_ids)),
+        prompt_length=len(rollout.prompt.token_ids),
+        mask=tuple(bool(trained) for trained in rollout.action_mask()),
+    )
+
+
+# ----------------------------------------------------------------------------- who learns
+
+
+def trainer_setup(
+    path: str, *, precision: Precision = Precision.FLOAT32, total_updates: int = 4, **train: Any
+) -> TrainerSetup:
+    """Adam's eps lies well above float32's noise in a gradient and well below the gradients themselves, so that noise
+    is not blown up to a whole step."""
+    from workers.train_worker import TrainerSetup
+
+    settings = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "max_grad_norm": 0.1}
+    return TrainerSetup(
+        model=ModelConfig(path=path, precision=precision),
+        train=TrainConfig(**(settings | train)),
+        device=Device.CPU,
+        seed=0,
+        total_updates=total_updates,
+    )
+
+
+Call = tuple[str, tuple[Any, ...]]
+"""A verb of `TrainWorker` and its arguments; or ("weights", ())."""
+
+
+def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """Runs in a trainer process: a fresh TrainWorker does these calls, one after the other; what each returned."""
+    from workers.train_worker import TrainWorker
+
+    worker = TrainWorker(setup, rank)
+    return [_published(worker) if verb == "weights" else getattr(worker, verb)(*args) for verb, args in calls]
+
+
+def _published(worker: Any) -> dict[str, torch.Tensor] | None:
+    from workers.weight_sync import read_weights
+
+    manifest = worker.publish(version=1)
+    return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
+
+
+@dataclass
+class TrainerProcesses:
+    """One process a rank: DeepSpeed takes seconds to import and must not live in the tests' own process."""
+
+    ranks: int
+    folder: Path
+    deadline_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._processes, self._lines = [], []
+        for rank in range(self.ranks):
+            line, far_end = context.Pipe()
+            log = self.folder / f"rank-{rank}-of-{self.ranks}.log"
+            process = context.Process(target=_serve, args=(far_end, rank, self.ranks, port, str(log)), daemon=True)
+            process.start()
+            far_end.close()
+            self._processes.append(process)
+            self._lines.append(line)
+
+    def __call__(self, function: Callable[..., Any], *args: Any, by_rank: Sequence[Any] | None = None) -> list[Any]:
+        """`function(rank, *args, by_rank[rank])` on every rank; raises what a rank raised."""
+        for rank, line in enumerate(self._lines):
+            line.send((function, args if by_rank is None else (*args, by_rank[rank])))
+        answers = []
+        for rank, line in enumerate(self._lines):
+            if not line.poll(self.deadline_s):
+                self.close()
+                raise TimeoutError(f"rank {rank} of {self.ranks}: no answer; see its log in {self.folder}")
+            failure, answer = line.recv()
+            if failure:
+                self.close()
+                raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
+            answers.append(answer)
+        return answers
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(line: Connection, rank: int, ranks: int, port: int, log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    import torch
+
+    from workers.train_worker import RankInfo
+
+    torch.set_num_threads(1)
+    info = RankInfo(rank=rank, world_size=ranks, master_address="127.0.0.1", master_port=port)
+    while True:
+        try:
+            function, args = line.recv()
+        except EOFError:
+            sys.exit()
+        try:
+            answer = (None, function(info, *args))
+        except Exception:  # whatever it is, the test must see it
+            answer = (traceback.format_exc(), None)
+        line.send(answer)

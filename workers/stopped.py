@@ -1,0 +1,5 @@
+"""The run cannot go on, and the message says all there is to say."""
+
+
+class RunStopped(RuntimeError):
+    """Ends the run without a traceback: what is wrong, the numbers, what to do."""
