@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Never, Protocol, TypeVar
 
 from workers.records import Completion, GroupRequest, Rollout, Sampling, WeightManifest, WeightReceipt
 
@@ -60,6 +60,16 @@ class _PendingGroup:
     rollouts: dict[int, Rollout] = field(default_factory=dict)
 
 
+class _BrokenEngine:
+    """Stands in for an engine that failed: whoever asks it for anything gets its error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, verb: str) -> Never:
+        raise self._error
+
+
 class RolloutWorker:
     """Serves one engine. A plain class: it needs Ray only to live in a process of its own."""
 
@@ -77,17 +87,11 @@ class RolloutWorker:
         group = _PendingGroup(request=request, future=Future())
 
         def add(engine: RolloutEngine) -> None:
-            for sample in range(request.num_samples):
-                key = f"{request.draw}/{sample}/{id(group)}"
-                self._pending[key] = (group, sample)
-                engine.add(
-                    CompletionRequest(
-                        id=key,
-                        token_ids=request.prompt.token_ids,
-                        seed=request.sample_seed(sample),
-                        sampling=request.sampling,
-                    )
-                )
+            try:
+                for sample in range(request.num_samples):
+                    self._add(engine, group, sample)
+            except Exception as error:  # handed to whoever waits for the group, in another thread
+                group.future.set_exception(error)
 
         self._commands.put(add)
         return group.future
@@ -117,6 +121,19 @@ class RolloutWorker:
         self._commands.put(run)
         return future
 
+    def _add(self, engine: RolloutEngine, group: _PendingGroup, sample: int) -> None:
+        request = group.request
+        key = f"{request.draw}/{sample}/{id(group)}"
+        engine.add(
+            CompletionRequest(
+                id=key,
+                token_ids=request.prompt.token_ids,
+                seed=request.sample_seed(sample),
+                sampling=request.sampling,
+            )
+        )
+        self._pending[key] = (group, sample)
+
     def _serve(self, make_engine: Callable[[], RolloutEngine], started: Future[None]) -> None:
         try:
             engine = make_engine()
@@ -124,6 +141,15 @@ class RolloutWorker:
             started.set_exception(error)
             return
         started.set_result(None)
+        try:
+            self._work(engine)
+        except Exception as error:  # a broken engine fails everybody who waits for it, and whoever comes later
+            self._fail_all(error)
+            while (command := self._commands.get()) is not None:
+                command(_BrokenEngine(error))
+
+    def _work(self, engine: RolloutEngine) -> None:
+        """Commands, a step, what it finished; until the worker is closed."""
         while True:
             # An idle engine waits for a command; a busy one only takes what is already there.
             while not (self._commands.empty() and engine.is_busy()):
@@ -131,16 +157,11 @@ class RolloutWorker:
                 if command is None:
                     return
                 command(engine)
-            try:
-                finished = engine.step()
-            except Exception as error:  # a broken engine fails everybody who waits for it
-                self._fail_all(error)
-                raise
-            for key, completion in finished:
+            for key, completion in engine.step():
                 self._finish(engine, key, completion)
 
     def _finish(self, engine: RolloutEngine, key: str, completion: Completion) -> None:
-        group, sample = self._pending.pop(key)
+        group, sample = self._pending[key]
         request = group.request
         group.rollouts[sample] = Rollout(
             prompt=request.prompt,
@@ -152,6 +173,7 @@ class RolloutWorker:
             spans=completion.spans,
             stop=completion.stop,
         )
+        del self._pending[key]
         if len(group.rollouts) == request.num_samples:
             group.future.set_result(tuple(group.rollouts[sample] for sample in range(request.num_samples)))
 

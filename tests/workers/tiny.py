@@ -237,7 +237,10 @@ class TrainerProcesses:
         return answers
 
     def close(self) -> None:
+        for line in self._lines:
+            line.close()
         for process in self._processes:
+            process.join(5.0)
             process.kill()
             process.join()
 

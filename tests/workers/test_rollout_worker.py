@@ -1,0 +1,224 @@
+"""The rollout worker's thread, around an engine of ten lines whose every move is known."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from workers.records import Completion, GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest
+from workers.rollout_worker import CompletionRequest, RolloutWorker
+
+PATIENCE_S = 5.0
+MANIFEST = WeightManifest(version=4, path="", entries=(), checksum="")
+
+
+class FakeEngine:
+    """One token a step for whoever waits; a request ends after as many tokens as its limit says."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, tuple[CompletionRequest, int]] = {}
+        self.log: list[str] = []
+        self.gate = threading.Event()
+        """A step waits for it, so that a test can have things happen during a step."""
+        self.gate.set()
+        self.stepping = threading.Event()
+        self.version = 0
+
+    def add(self, request: CompletionRequest) -> None:
+        if request.token_ids == (13,):
+            raise ValueError("this prompt is too long")
+        self.log.append("add")
+        self.running[request.id] = (request, 0)
+
+    def step(self) -> list[tuple[str, Completion]]:
+        self.stepping.set()
+        assert self.gate.wait(PATIENCE_S)
+        self.log.append("step")
+        if any(request.token_ids == (666,) for request, _ in self.running.values()):
+            raise MemoryError("the engine is broken")
+        self.running = {key: (request, done + 1) for key, (request, done) in self.running.items()}
+        ended = [key for key, (request, done) in self.running.items() if done == lengths(request)]
+        return [(key, self._completion(self.running.pop(key)[0])) for key in ended]
+
+    def _completion(self, request: CompletionRequest) -> Completion:
+        length = lengths(request)
+        return Completion(
+            token_ids=np.full(length, request.seed % 1000, dtype=np.int32),
+            logprobs=np.zeros(length, dtype=np.float32),
+            spans=(Span(start=0, end=length, sampled=True, version=self.version),),
+            stop=Stop.LENGTH,
+        )
+
+    def is_busy(self) -> bool:
+        return bool(self.running)
+
+    def load_weights(self, manifest: WeightManifest) -> str:
+        if manifest.version < 0:
+            raise ArithmeticError("weights did not arrive")
+        self.log.append("load")
+        self.version = manifest.version
+        return "receipt"
+
+    def sleep(self) -> None:
+        self.log.append("sleep")
+
+    def wake(self) -> None:
+        self.log.append("wake")
+
+    def decode(self, completion: Completion) -> str:
+        return f"seed {completion.token_ids[0]}"
+
+
+def lengths(request: CompletionRequest) -> int:
+    """Each request's own, so that siblings end in another order than they were asked for."""
+    return 1 + request.seed % request.sampling.max_tokens
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def worker(engine: FakeEngine) -> Iterator[RolloutWorker]:
+    with contextlib.closing(RolloutWorker(lambda: engine)) as worker:
+        yield worker
+
+
+def request(draw: int = 0, *, samples: int = 5, max_tokens: int = 7, tokens: tuple[int, ...] = (5,)) -> GroupRequest:
+    prompt = Prompt(id=f"prompt-{draw}", messages=(), token_ids=tokens, answer="", row={})
+    sampling = Sampling(temperature=1.0, max_tokens=max_tokens)
+    return GroupRequest(prompt=prompt, draw=draw, num_samples=samples, seed=3, sampling=sampling)
+
+
+@contextlib.contextmanager
+def during_a_step(engine: FakeEngine) -> Iterator[None]:
+    """The block runs while the engine is in the middle of a step."""
+    engine.gate.clear()
+    assert engine.stepping.wait(PATIENCE_S)
+    yield
+    engine.gate.set()
+
+
+def is_the_answer_to(asked: GroupRequest, group: tuple[Rollout, ...]) -> bool:
+    seeds = [asked.sample_seed(sample) % 1000 for sample in range(asked.num_samples)]
+    return (
+        [rollout.sample for rollout in group] == list(range(asked.num_samples))
+        and [int(rollout.token_ids[0]) for rollout in group] == seeds
+        and [rollout.text for rollout in group] == [f"seed {seed}" for seed in seeds]
+        and all(rollout.draw == asked.draw and rollout.prompt is asked.prompt for rollout in group)
+    )
+
+
+def test_a_group_comes_back_in_sample_order_though_samples_end_out_of_order(worker: RolloutWorker) -> None:
+    asked = request()
+    group = worker.generate(asked).result(PATIENCE_S)
+    ends = [len(rollout.token_ids) for rollout in group]
+    assert ends != sorted(ends)
+    assert is_the_answer_to(asked, group)
+
+
+def test_a_group_waits_for_its_last_sibling_and_not_for_other_groups(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    engine.gate.clear()
+    long, short = request(0, max_tokens=50), request(1, max_tokens=2)
+    slow, quick = worker.generate(long), worker.generate(short)
+    answers: list[str] = []
+    slow.add_done_callback(lambda _: answers.append("slow"))
+    quick.add_done_callback(lambda _: answers.append("quick"))
+    engine.gate.set()
+    assert is_the_answer_to(long, slow.result(PATIENCE_S)) and is_the_answer_to(short, quick.result(PATIENCE_S))
+    assert answers == ["quick", "slow"]
+
+
+def test_the_same_draw_asked_for_twice_at_once_is_answered_twice(worker: RolloutWorker) -> None:
+    asked = request()
+    for future in [worker.generate(asked), worker.generate(asked)]:
+        assert is_the_answer_to(asked, future.result(PATIENCE_S))
+
+
+def test_commands_run_between_steps_and_the_running_requests_go_on(engine: FakeEngine, worker: RolloutWorker) -> None:
+    generating = worker.generate(request())
+    with during_a_step(engine):
+        commands: list[Future] = [worker.sleep(), worker.wake(), worker.load_weights(MANIFEST)]
+        assert not any(command.done() for command in commands)
+    assert [command.result(PATIENCE_S) for command in commands] == [None, None, "receipt"]
+    assert generating.result(PATIENCE_S)[0].spans[0].version == 4
+    at = engine.log.index("sleep")
+    assert engine.log[at - 1 : at + 4] == ["step", "sleep", "wake", "load", "step"]
+
+
+def test_a_command_that_fails_fails_its_caller_alone(engine: FakeEngine, worker: RolloutWorker) -> None:
+    asked = request()
+    generating = worker.generate(asked)
+    bad = WeightManifest(version=-1, path="", entries=(), checksum="")
+    with pytest.raises(ArithmeticError, match="did not arrive"):
+        worker.load_weights(bad).result(PATIENCE_S)
+    assert is_the_answer_to(asked, generating.result(PATIENCE_S))
+
+
+def test_a_request_that_the_engine_refuses_fails_its_caller_alone(worker: RolloutWorker) -> None:
+    asked = request(1)
+    futures = [worker.generate(request(0, tokens=(13,))), worker.generate(asked)]
+    with pytest.raises(ValueError, match="too long"):
+        futures[0].result(PATIENCE_S)
+    assert is_the_answer_to(asked, futures[1].result(PATIENCE_S))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broken_engine_fails_everybody_who_waits_and_everybody_who_comes_later(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    engine.gate.clear()
+    waiting: list[Future] = [worker.generate(request(0, max_tokens=90)), worker.generate(request(1, tokens=(666,)))]
+    assert engine.stepping.wait(PATIENCE_S)
+    waiting += [worker.load_weights(MANIFEST), worker.generate(request(2))]  # queued while the fatal step runs
+    engine.gate.set()
+    for future in [*waiting[:2], *waiting[3:]]:
+        with pytest.raises(MemoryError, match="broken"):
+            future.result(PATIENCE_S)
+    later: list[Callable[[], Future]] = [lambda: worker.generate(request(3)), worker.sleep]
+    for ask in later:
+        with pytest.raises(MemoryError, match="broken"):
+            ask().result(PATIENCE_S)
+
+
+def test_an_idle_engine_is_not_stepped(engine: FakeEngine, worker: RolloutWorker) -> None:
+    worker.generate(request()).result(PATIENCE_S)
+    steps = engine.log.count("step")
+    for _ in range(20):
+        worker.wake().result(PATIENCE_S)
+    assert engine.log.count("step") == steps == max(1 + request().sample_seed(sample) % 7 for sample in range(5))
+
+
+def test_the_constructor_raises_what_making_the_engine_raises() -> None:
+    def make_engine() -> FakeEngine:
+        raise FileNotFoundError("no such model")
+
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        RolloutWorker(make_engine)
+
+
+def test_the_engine_is_made_and_used_in_one_thread_that_ends_with_the_worker() -> None:
+    threads: set[threading.Thread] = set()
+
+    class Watched(FakeEngine):
+        def step(self) -> list[tuple[str, Completion]]:
+            threads.add(threading.current_thread())
+            return super().step()
+
+    def make_engine() -> Watched:
+        threads.add(threading.current_thread())
+        return Watched()
+
+    worker = RolloutWorker(make_engine)
+    worker.generate(request()).result(PATIENCE_S)
+    worker.close()
+    [thread] = threads
+    assert thread is not threading.current_thread() and not thread.is_alive()

@@ -1,0 +1,95 @@
+"""The figures of a step, against brute force; and no NaN hides behind a comparison."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from workers.records import Batch, Credit, Experience, Loss, ModelOutputs, TokenLogprobs
+from workers.tally import Tally
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+OLD = torch.tensor([[-1.0, -2.0, -9.0], [-0.5, -9.0, -9.0]])
+ROLLOUT = torch.tensor([[-1.5, -1.75, math.nan], [-0.5, math.nan, math.inf]])
+GAPS = [0.5, -0.25, 0.0]
+
+
+def experience(rollout: torch.Tensor = ROLLOUT, mask: torch.Tensor = MASK) -> Experience:
+    batch = Batch(
+        context=tuple(torch.zeros(5, dtype=torch.long) for _ in mask),
+        prompt_lengths=(2,) * len(mask),
+        token_ids_BT=torch.zeros(mask.shape, dtype=torch.long),
+        mask_BT=mask,
+        rollout_logprobs_BT=rollout,
+        advantage_B=torch.zeros(len(mask)),
+    )
+    outputs = ModelOutputs(tensors={"old_logprobs_BT": OLD})
+    return Experience(batch=batch, outputs=outputs, credit=Credit(advantages_BT=torch.zeros(mask.shape)))
+
+
+def policy(logprobs: torch.Tensor) -> TokenLogprobs:
+    return TokenLogprobs(logprobs_BT=logprobs, entropy_BT=torch.zeros(logprobs.shape))
+
+
+def test_the_mismatch_is_that_of_a_loop_over_action_tokens_whatever_masked_positions_hold() -> None:
+    tally = Tally(num_updates=1, num_tokens=12)
+    tally.add_mismatch(experience())
+    report = tally.report()
+    assert report.contributions["logprob_gap_mean"] == pytest.approx(sum(map(abs, GAPS)) / 12)
+    assert report.contributions["logprob_gap_k3"] == pytest.approx(sum(math.exp(g) - g - 1 for g in GAPS) / 12)
+    assert report.maxima["logprob_gap_max"] == 0.5
+
+
+def test_no_action_token_means_no_maximum_and_no_share() -> None:
+    tally = Tally(num_updates=1, num_tokens=12)
+    nothing = experience(mask=torch.zeros_like(MASK))
+    tally.add_mismatch(nothing)
+    tally.add_ratio(policy(OLD), nothing)
+    assert tally.report().maxima == {}
+    assert tally.report().contributions == {"logprob_gap_mean": 0.0, "logprob_gap_k3": 0.0}
+
+
+def test_a_ratio_of_one_has_no_deviation_and_others_have_theirs() -> None:
+    tally = Tally(num_updates=1, num_tokens=12)
+    tally.add_ratio(policy(OLD.clone()), experience())
+    assert tally.report().maxima["ratio_deviation"] == 0.0
+    # Half as likely is further from 1 than 1.25 times as likely; the masked position is nobody's business.
+    moved = OLD + torch.tensor([[math.log(0.5), math.log(1.25), 5.0], [0.0, 5.0, math.nan]])
+    tally.add_ratio(policy(moved), experience())
+    assert tally.report().maxima["ratio_deviation"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("nan_first", [True, False])
+def test_nan_wins_every_maximum_whenever_it_comes(nan_first: bool) -> None:
+    broken = ROLLOUT.clone()
+    broken[1, 0] = math.nan
+    tally = Tally(num_updates=1, num_tokens=12)
+    for rollout in (broken, ROLLOUT) if nan_first else (ROLLOUT, broken):
+        tally.add_mismatch(experience(rollout))
+    assert math.isnan(tally.report().maxima["logprob_gap_max"])
+
+
+def test_micro_batches_add_up_and_updates_are_averaged() -> None:
+    tally = Tally(num_updates=2, num_tokens=12)
+    for value in (1.0, 2.0, 5.0):
+        tally.add_loss(Loss(value=torch.tensor(value, requires_grad=True), metrics={"kl": torch.tensor(value / 10)}))
+    assert tally.report().contributions == pytest.approx({"loss": 4.0, "kl": 0.4})
+
+
+def test_figures_that_ranks_share_are_contributed_once_and_every_skip_is_counted() -> None:
+    first, second = (Tally(num_updates=2, num_tokens=12) for _ in range(2))
+    for skipped in (True, False):
+        first.add_step(gradient_norm=3.0, learning_rate=0.5, skipped=skipped, is_first_rank=True)
+        second.add_step(gradient_norm=3.0, learning_rate=0.5, skipped=skipped, is_first_rank=False)
+    assert first.report().contributions == {"gradient_norm": 3.0, "learning_rate": 0.5}
+    assert second.report().contributions == {}
+    assert first.report().skipped_updates == second.report().skipped_updates == 1
+
+
+def test_action_tokens_add_up() -> None:
+    tally = Tally(num_updates=1, num_tokens=12)
+    tally.add_tokens(3)
+    tally.add_tokens(4)
+    assert tally.report().action_tokens == 7
