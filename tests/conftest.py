@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.config import ClusterConfig, ModelConfig, RolloutConfig
-from workers.hf_engine import HFEngine
+from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.rollout_worker import RolloutEngine, RolloutWorker
-from workers.vllm_engine import VLLMEngine
 
 BLANK = Path(__file__).parents[1] / "examples" / "nano" / "blank"
 CLUSTER = ClusterConfig()
@@ -41,17 +39,17 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vllm_tied(tied_model: Path) -> Iterator[Served]:
-    yield from _serve(VLLMEngine, tied_model)
+    yield from _serve(EngineKind.VLLM, tied_model)
 
 
 @pytest.fixture(scope="session")
 def vllm_untied(untied_model: Path) -> Iterator[Served]:
-    yield from _serve(VLLMEngine, untied_model)
+    yield from _serve(EngineKind.VLLM, untied_model)
 
 
 @pytest.fixture(scope="session")
 def hf_tied(tied_model: Path) -> Iterator[Served]:
-    yield from _serve(HFEngine, tied_model)
+    yield from _serve(EngineKind.HF, tied_model)
 
 
 def _peaky_model(folder: Path, *, tied: bool) -> Path:
@@ -71,11 +69,16 @@ def _peaky_model(folder: Path, *, tied: bool) -> Path:
     return folder
 
 
-def _serve(engine_class: type[VLLMEngine] | type[HFEngine], folder: Path) -> Iterator[Served]:
+def _serve(kind: EngineKind, folder: Path) -> Iterator[Served]:
+    import torch
+
+    from workers.rollout_actor import ENGINES
+
+    torch.set_num_threads(1)  # two threads of so small a model only wait for each other
     engines: list[RolloutEngine] = []
 
     def make_engine() -> RolloutEngine:
-        engines.append(engine_class(ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
+        engines.append(ENGINES[kind](ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
         return engines[0]
 
     worker = RolloutWorker(make_engine)

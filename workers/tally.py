@@ -30,7 +30,8 @@ class Tally:
 
     def __init__(self, *, num_updates: int, num_tokens: int) -> None:
         """`num_tokens`: action tokens of the whole batch, all ranks and updates."""
-        self._num_updates, self._num_tokens = num_updates, num_tokens
+        # A batch without a single action token has figures of 0, not 0/0.
+        self._num_updates, self._num_tokens = num_updates, max(num_tokens, 1)
         self._contributions: defaultdict[str, float] = defaultdict(float)
         self._maxima: defaultdict[str, float] = defaultdict(float)
         self._action_tokens = 0

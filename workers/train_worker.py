@@ -264,9 +264,10 @@ class TrainWorker:
 
     def load(self, folder: Path) -> None:
         """The other half of `save`. The caller has checked the folder's manifest: DeepSpeed unpickles what is there."""
-        path, client_state = self._engine.load_checkpoint(str(folder), tag="trainer")
-        if path is None:
+        # DeepSpeed fails an assertion without a message where there is nothing to load.
+        if not (folder / "trainer").is_dir():
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
+        _, client_state = self._engine.load_checkpoint(str(folder), tag="trainer")
         self._updates_done = client_state["updates_done"]
 
 

@@ -54,7 +54,9 @@ class ArithmeticDemos(Sums):
     """
 
     near_miss_share: float = 0.6
-    """Of the training answers, how many are wrong: off by 1 or by 10. Held-out answers are all true."""
+    """Of the training answers, how many are wrong. Held-out answers are all true."""
+    near_misses: tuple[int, ...] = (-10, -1, 1, 10)
+    """By how much a wrong answer is off; one of these, never to below 0."""
     copies: int = 1
     """How often each training pair is answered, every time anew: one wrong answer could be learned by heart."""
 
@@ -62,6 +64,8 @@ class ArithmeticDemos(Sums):
         Sums.__post_init__(self)
         if not 0 <= self.near_miss_share <= 1:
             raise ValueError(f"near_miss_share is {self.near_miss_share}: a share is between 0 and 1")
+        if not any(offset > 0 for offset in self.near_misses) or 0 in self.near_misses:
+            raise ValueError(f"near_misses are {self.near_misses}: one must be above 0, for 0+0, and none may be 0")
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}: it must be 1 or more")
 
@@ -80,7 +84,7 @@ class ArithmeticDemos(Sums):
         true = a + b
         if chance.random() >= self.near_miss_share:
             return true
-        return chance.choice([true + offset for offset in (-10, -1, 1, 10) if true + offset >= 0])
+        return chance.choice([true + offset for offset in self.near_misses if true + offset >= 0])
 
 
 def _answered(a: int, b: int, *, answer: int, copy: int) -> Conversation:

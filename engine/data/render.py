@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder or hub id; it must have a chat template."""
-    from transformers import AutoTokenizer  # takes seconds to import, and a mistake in the settings should not
+    from workers import tokenizer as tokenizers  # transformers takes seconds; a mistake in the settings should not
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = tokenizers.load_tokenizer(path)
     except (OSError, ValueError) as error:
         raise DataError(f"no tokenizer: {error}", where=path, advice="Set model.path to a model's folder.") from error
     if tokenizer.chat_template is None:

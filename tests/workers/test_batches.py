@@ -54,7 +54,11 @@ def test_no_rows_make_no_micro_batch() -> None:
 
 def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
     groups = toy_groups()
-    rows = (Row(draw=4, sample=2, advantage=2.0), Row(draw=0, sample=1, advantage=-1.0), Row(draw=4, sample=0, advantage=0.5))
+    rows = (
+        Row(draw=4, sample=2, advantage=2.0),
+        Row(draw=0, sample=1, advantage=-1.0),
+        Row(draw=4, sample=0, advantage=0.5),
+    )
     batch = collate(rows, reversed(groups))
     for number, row in enumerate(rows):
         rollout = rollout_of(row, groups)

@@ -22,9 +22,9 @@ from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
 
 TOLERANCE = 2e-5
 END = 1
-SAMPLED = Sampling(temperature=1.0, max_tokens=32)
-SHARP = Sampling(temperature=0.7, max_tokens=32)
-GREEDY = Sampling(temperature=0.0, max_tokens=32)
+SAMPLED = Sampling(temperature=1.0, max_tokens=24)
+SHARP = Sampling(temperature=0.7, max_tokens=24)
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
 CACHE_BLOCK = 128
 """vLLM's cache on CPU has blocks of so many tokens: only longer prompts are ever served from it."""
 LONG = 200
@@ -66,7 +66,7 @@ def prompt(length: int, *, number: int = 0) -> Prompt:
     return Prompt(id=f"{length}-{number}", messages=(), token_ids=tuple(tokens.tolist()), answer="", row={})
 
 
-def request(length: int = 9, *, draw: int = 0, samples: int = 6, seed: int = 5, sampling: Sampling = SAMPLED):
+def request(length: int = 9, *, draw: int = 0, samples: int = 4, seed: int = 5, sampling: Sampling = SAMPLED):
     question = prompt(length, number=draw)
     return GroupRequest(prompt=question, draw=draw, num_samples=samples, seed=seed, sampling=sampling)
 
@@ -76,9 +76,9 @@ def mixed_requests() -> list[GroupRequest]:
     return [
         request(3, draw=0),
         request(17, draw=1, sampling=SHARP),
-        request(LONG, draw=2, samples=3),
+        request(LONG, draw=2, samples=2),
         request(9, draw=3, samples=1, sampling=GREEDY),
-        request(40, draw=4, samples=5, sampling=Sampling(temperature=1.3, max_tokens=7)),
+        request(40, draw=4, samples=3, sampling=Sampling(temperature=1.3, max_tokens=7)),
     ]
 
 
@@ -98,7 +98,7 @@ def perturbed(folder: Path, *, only: str = "") -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if only in name:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -185,7 +185,7 @@ def test_spans_cover_every_token_once_with_the_served_version(served) -> None:
 
 
 def test_a_response_ends_with_the_end_token_or_at_the_limit(served) -> None:
-    [group] = ask(served.worker, request(samples=24))
+    [group] = ask(served.worker, request(samples=32))
     assert {rollout.stop for rollout in group} == {Stop.END, Stop.LENGTH}
     for rollout in group:
         assert END not in rollout.token_ids[:-1]
@@ -195,11 +195,11 @@ def test_a_response_ends_with_the_end_token_or_at_the_limit(served) -> None:
 
 
 def test_an_end_token_at_the_very_limit_is_an_end_and_one_token_less_is_a_cut(served) -> None:
-    [group] = ask(served.worker, request(samples=24))
+    [group] = ask(served.worker, request(samples=32))
     ended = min((r for r in group if r.stop is Stop.END and len(r.token_ids) > 1), key=lambda r: len(r.token_ids))
     length = len(ended.token_ids)
     limits = [Sampling(temperature=1.0, max_tokens=limit) for limit in (length, length - 1)]
-    whole, cut = ask(served.worker, *[request(samples=24, sampling=limit) for limit in limits])
+    whole, cut = ask(served.worker, *[request(samples=32, sampling=limit) for limit in limits])
     assert whole[ended.sample].stop is Stop.END
     assert cut[ended.sample].stop is Stop.LENGTH
     np.testing.assert_array_equal(whole[ended.sample].token_ids, ended.token_ids)
@@ -249,7 +249,7 @@ def test_samples_draws_and_seeds_differ(served) -> None:
 # ----------------------------------------------------------------------------- new weights
 
 
-@pytest.mark.parametrize("only", ["", "embed_tokens", "layers.2.mlp", "layers.0.self_attn"])
+@pytest.mark.parametrize("only", ["", "embed_tokens", "layers.2.mlp"], ids=["all", "embedding", "one-mlp"])
 def test_logprobs_follow_new_weights_exactly(reloaded, publish: Publish, only: str) -> None:
     requests = mixed_requests()
     before = ask(reloaded.worker, *requests)  # fills the prefix cache with keys of the old weights

@@ -78,7 +78,11 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_as_they_were(b
 
 
 def test_the_norm_is_that_of_all_parameters_before_clipping_and_overflow_lasts_one_step() -> None:
-    weights = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.ones(1))]
+    weights = [
+        torch.nn.Parameter(torch.zeros(2)),
+        torch.nn.Parameter(torch.zeros(3)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
     optimizer = CheckedAdamW(weights, max_grad_norm=0.5, **SETTINGS)
     weights[0].grad, weights[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
     optimizer.step()

@@ -123,9 +123,7 @@ def test_a_group_comes_back_in_sample_order_though_samples_end_out_of_order(work
     assert is_the_answer_to(asked, group)
 
 
-def test_a_group_waits_for_its_last_sibling_and_not_for_other_groups(
-    engine: FakeEngine, worker: RolloutWorker
-) -> None:
+def test_a_group_waits_for_its_last_sibling_and_not_for_other_groups(engine: FakeEngine, worker: RolloutWorker) -> None:
     engine.gate.clear()
     long, short = request(0, max_tokens=50), request(1, max_tokens=2)
     slow, quick = worker.generate(long), worker.generate(short)

@@ -51,6 +51,12 @@ def test_no_action_token_means_no_maximum_and_no_share() -> None:
     assert tally.report().contributions == {"logprob_gap_mean": 0.0, "logprob_gap_k3": 0.0}
 
 
+def test_a_batch_without_a_single_action_token_has_figures_of_zero() -> None:
+    tally = Tally(num_updates=1, num_tokens=0)
+    tally.add_mismatch(experience(mask=torch.zeros_like(MASK)))
+    assert tally.report().contributions == {"logprob_gap_mean": 0.0, "logprob_gap_k3": 0.0}
+
+
 def test_a_ratio_of_one_has_no_deviation_and_others_have_theirs() -> None:
     tally = Tally(num_updates=1, num_tokens=12)
     tally.add_ratio(policy(OLD.clone()), experience())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -61,7 +63,7 @@ def test_views_that_are_not_contiguous_arrive_as_they_read() -> None:
 def test_tensors_do_not_overlap_and_start_aligned() -> None:
     shared = SharedWeights()
     entries = write(shared, some_weights()).entries
-    for entry, following in zip(entries, entries[1:], strict=False):
+    for entry, following in itertools.pairwise(entries):
         assert entry.offset % 64 == 0
         assert entry.offset + entry.num_bytes <= following.offset
 
@@ -118,19 +120,16 @@ WRITER = """
     manifest = shared.write(weights.items(), version=3, num_bytes=padded_bytes(weights.values()))
     sys.stdout.buffer.write(pickle.dumps(manifest))
     sys.stdout.flush()
-    sys.stdout.close()
     sys.stdin.read()
 """
 
 
 def test_another_process_reads_them_and_they_vanish_with_a_killed_writer() -> None:
-    import pickle
-
     writer = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     try:
-        manifest = pickle.loads(writer.stdout.read())
+        manifest = pickle.load(writer.stdout)
         found = {name: tensor.clone() for name, tensor in read_weights(manifest)}
         assert torch.equal(found["a"], torch.arange(1000.0))
         assert torch.equal(found["b"], torch.full((3, 2), -2.5, dtype=torch.bfloat16))

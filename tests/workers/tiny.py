@@ -11,11 +11,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from rewards.score import Score
 from workers.config import Device, ModelConfig, Precision, TrainConfig
@@ -30,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BLANK = ROOT / "examples" / "nano" / "blank"
 VOCABULARY = 104
 HORIZON = 12
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+"""Of the trainer processes."""
 
 
 # ----------------------------------------------------------------------------- the policy
@@ -199,14 +203,28 @@ def _published(worker: Any) -> dict[str, torch.Tensor] | None:
 
 @dataclass
 class TrainerProcesses:
-    """One process a rank: DeepSpeed takes seconds to import and must not live in the tests' own process."""
+    """One process a rank: DeepSpeed takes seconds to import and must not live in the tests' own process.
+
+    After a failure all ranks are replaced, so that no test inherits another's.
+    """
 
     ranks: int
     folder: Path
     deadline_s: float = 120.0
 
     def __post_init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        self.start()
+
+    def start(self) -> None:
+        # All ranks are forked from one fresh process that has paid for the imports.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["deepspeed", "transformers.models.qwen2.modeling_qwen2", "workers.train_worker"]
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ENVIRONMENT.items():
+                patch.setenv(name, value)
+            forkserver.ensure_running()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -227,20 +245,24 @@ class TrainerProcesses:
         answers = []
         for rank, line in enumerate(self._lines):
             if not line.poll(self.deadline_s):
-                self.close()
+                self.restart()
                 raise TimeoutError(f"rank {rank} of {self.ranks}: no answer; see its log in {self.folder}")
             failure, answer = line.recv()
             if failure:
-                self.close()
+                self.restart()
                 raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
             answers.append(answer)
         return answers
 
-    def close(self) -> None:
+    def restart(self) -> None:
+        self.close(patience_s=0.0)
+        self.start()
+
+    def close(self, patience_s: float = 5.0) -> None:
         for line in self._lines:
             line.close()
         for process in self._processes:
-            process.join(5.0)
+            process.join(patience_s)
             process.kill()
             process.join()
 
@@ -249,7 +271,6 @@ def _serve(line: Connection, rank: int, ranks: int, port: int, log: str) -> None
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     import torch
 
     from workers.train_worker import RankInfo
@@ -266,3 +287,19 @@ def _serve(line: Connection, rank: int, ranks: int, port: int, log: str) -> None
         except Exception:  # whatever it is, the test must see it
             answer = (traceback.format_exc(), None)
         line.send(answer)
+
+
+def reference_and_trainer(
+    rank: RankInfo, setup: TrainerSetup, update: Update, groups: Sequence[Group], objective: Any
+) -> dict[str, Any]:
+    """Runs in a trainer process: what the frozen copy and the trainer say of the same rows, and the first update."""
+    from workers.batches import append_blank, collate
+    from workers.frozen_worker import FrozenWorker
+    from workers.train_worker import TrainWorker
+
+    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, setup.train.tokens_per_micro_batch)
+    outputs = frozen.reference_outputs((update,), 0.7, *groups)
+    worker = TrainWorker(setup, rank)
+    policy = worker.logprobs(append_blank(collate(update.rows, groups)), temperature=0.7)[:-1].numpy()
+    report = worker.update((update,), objective, objective.initial_state(), 0.7, outputs, *groups)
+    return {"reference": outputs["reference_logprobs_BT"], "policy": policy, "report": report}

@@ -1,0 +1,137 @@
+"""Rollouts on disk: the tensors hold every token exactly, the lines are for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from engine.rollout_files import write_rollouts
+from rewards.score import Failure, FailureKind, Judgement, Score
+from workers.records import Group, Message, Prompt, Rollout, ScoredRollout, Span, Stop
+
+TIMEOUT = Failure(kind=FailureKind.TIMEOUT, reason="no answer within 10 s")
+
+
+def scored(prompt: Prompt, *, draw: int, sample: int, spans: tuple[Span, ...], judgement: Judgement) -> ScoredRollout:
+    length = spans[-1].end
+    generator = np.random.default_rng((draw, sample))
+    rollout = Rollout(
+        prompt=prompt,
+        draw=draw,
+        sample=sample,
+        text=f"größer {draw}/{sample}\nzwei",
+        token_ids=generator.integers(0, 2**31, length, dtype=np.int32),
+        logprobs=-generator.exponential(size=length).astype(np.float32),
+        spans=spans,
+        stop=Stop.LENGTH if sample else Stop.END,
+    )
+    return ScoredRollout(rollout=rollout, judgement=judgement)
+
+
+def prompt(number: int, *tokens: int) -> Prompt:
+    messages = (Message(role="system", content="add"), Message(role="user", content=f"{number}+1="))
+    return Prompt(id=f"p{number}", messages=messages, token_ids=tokens, answer=str(number + 1), row={"a": number})
+
+
+def own(end: int, version: int) -> Span:
+    return Span(start=0, end=end, sampled=True, version=version)
+
+
+@pytest.fixture
+def groups() -> list[Group]:
+    first, second = prompt(1, 3, 4, 5), prompt(2, 6)
+    tool = (own(2, 7), Span(start=2, end=5, sampled=False, version=7), Span(start=5, end=6, sampled=True, version=8))
+    score = Score(total=1.25, parts={"correct": 1.0, "format": 0.25})
+    return [
+        Group(
+            prompt=first,
+            draw=7,
+            rollouts=(
+                scored(first, draw=7, sample=0, spans=(own(4, 7),), judgement=score),
+                scored(first, draw=7, sample=1, spans=tool, judgement=TIMEOUT),
+            ),
+        ),
+        Group(
+            prompt=second,
+            draw=12,
+            rollouts=(scored(second, draw=12, sample=0, spans=(own(1, 8),), judgement=Score(total=0.0, parts={})),),
+        ),
+    ]
+
+
+def rollouts_of(groups: list[Group]) -> list[Rollout]:
+    return [scored.rollout for group in groups for scored in group.rollouts]
+
+
+def lines(folder: Path, step: int) -> list[dict[str, object]]:
+    text = (folder / f"step_{step:06d}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path / "not" / "yet", 10, groups)
+    saved = load_file(tmp_path / "not" / "yet" / "step_000010.safetensors")
+    rollouts = rollouts_of(groups)
+    assert len(saved["offset"]) == len(saved["prompt_offset"]) == len(rollouts) + 1
+    for index, rollout in enumerate(rollouts):
+        row = slice(saved["offset"][index], saved["offset"][index + 1])
+        question = slice(saved["prompt_offset"][index], saved["prompt_offset"][index + 1])
+        assert (saved["draw"][index], saved["sample"][index]) == (rollout.draw, rollout.sample)
+        for name in ("token_ids", "logprobs"):
+            written, held = saved[name][row], getattr(rollout, name)
+            assert written.dtype == held.dtype and written.tobytes() == held.tobytes()
+        assert saved["prompt_token_ids"][question].tolist() == list(rollout.prompt.token_ids)
+        assert saved["action_mask"].dtype == bool
+        assert saved["action_mask"][row].tolist() == rollout.action_mask().tolist()
+        versions = [span.version for span in rollout.spans for _ in range(span.start, span.end)]
+        assert saved["version"][row].tolist() == versions
+
+
+def test_tool_tokens_are_marked_and_every_token_has_its_version(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 1, groups)
+    saved = load_file(tmp_path / "step_000001.safetensors")
+    assert saved["action_mask"].tolist() == [True] * 4 + [True, True, False, False, False, True] + [True]
+    assert saved["version"].tolist() == [7] * 4 + [7, 7, 7, 7, 7, 8] + [8]
+
+
+def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    first, _, last = lines(tmp_path, 3)
+    assert first == {
+        "id": "p1",
+        "draw": 7,
+        "sample": 0,
+        "prompt": [{"role": "system", "content": "add"}, {"role": "user", "content": "1+1="}],
+        "response": "größer 7/0\nzwei",
+        "answer": "2",
+        "stop": "end",
+        "score": 1.25,
+        "parts": {"correct": 1.0, "format": 0.25},
+    }
+    assert last["score"] == 0.0
+    assert "größer" in (tmp_path / "step_000003.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    failed = lines(tmp_path, 3)[1]
+    assert (failed["failure"], failed["reason"]) == ("timeout", "no answer within 10 s")
+    assert "score" not in failed and "parts" not in failed
+
+
+def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    saved = load_file(tmp_path / "step_000003.safetensors")
+    told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3)]
+    assert told == list(zip(saved["draw"].tolist(), saved["sample"].tolist(), strict=True))
+
+
+def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    write_rollouts(tmp_path, 3, groups[1:])
+    assert [line["draw"] for line in lines(tmp_path, 3)] == [12]
+    assert load_file(tmp_path / "step_000003.safetensors")["draw"].tolist() == [12]
