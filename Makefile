@@ -27,7 +27,7 @@ environment:
 	@requirements/install.sh $(KIND)
 
 demo: environment  ## a tiny policy learns arithmetic; GPU=1 on a GPU, ARGS="..." for settings
-	$(VENV_PYTHON) -m engine.main $(if $(filter gpu,$(KIND)),cluster.device=cuda) run.resume=never $(ARGS)
+	$(VENV_PYTHON) -m engine.main $(if $(filter gpu,$(KIND)),cluster=one_gpu) run.resume=never $(ARGS)
 
 test: environment  ## the tests, without the slow ones
 	$(VENV_PYTHON) -m pytest -m "not slow$(if $(filter cpu,$(KIND)), and not gpu)" $(ARGS)

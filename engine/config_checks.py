@@ -20,9 +20,9 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".gguf"}
 ABOVE_ZERO = (
     "model.context_length",
     "train.ranks",
-    "train.learning_rate",
     "train.eps",
     "train.updates_per_step",
+    "train.examples_per_step",
     "train.tokens_per_micro_batch",
     "rollout.engines",
     "rollout.prompts_per_step",
@@ -44,6 +44,7 @@ ABOVE_ZERO = (
     "run.keep_checkpoints",
 )
 FROM_ZERO = (
+    "train.learning_rate",
     "train.weight_decay",
     "train.max_grad_norm",
     "train.warmup_updates",
@@ -54,7 +55,9 @@ FROM_ZERO = (
     "checks.logprob_gap_max",
     "checks.ratio_deviation",
     "checks.kl_at_start",
+    "checks.max_skipped_steps",
     "run.save_every_steps",
+    "run.keep_rollouts_every_steps",
     "run.seed",
 )
 SHARES = (
@@ -117,6 +120,18 @@ def _check_model(config: Config) -> None:
             "model.precision is bfloat16 and train.zero_stage is 0: the optimizer would have no float32 weights.",
             keys=("model.precision", "train.zero_stage"),
             advice="Set train.zero_stage=1.",
+        )
+    if config.team().shares_devices and zero_stage == 0:
+        raise ConfigError(
+            "trainer and rollout engine share GPUs, and train.zero_stage is 0: DeepSpeed could not make room.",
+            keys=("cluster.gpus_per_trainer", "cluster.gpus_per_engine", "train.zero_stage"),
+            advice="Set train.zero_stage=1, or give both sides whole GPUs.",
+        )
+    if model.weights is Weights.RANDOM and config.algo.online:
+        raise ConfigError(
+            "model.weights is random, and a rollout engine needs a trained model to sample from.",
+            keys=("model.weights", "algo"),
+            advice="Train it first (algo=sft), then set model.path to that run's export.",
         )
     folder = Path(model.path)
     if not folder.exists():

@@ -71,13 +71,16 @@ def test_the_cpu_set_leaves_out_what_exists_for_cuda_only():
 
 def test_make_demo_installs_and_runs_the_default_on_the_cpu(tmp_path):
     commands = make_prints(tmp_path, "demo").splitlines()
-    assert [line.strip() for line in commands] == ["requirements/install.sh cpu", ".venv/bin/python -m engine.main"]
+    assert [line.strip() for line in commands] == [
+        "requirements/install.sh cpu",
+        ".venv/bin/python -m engine.main  run.resume=never",
+    ]
 
 
 def test_make_demo_on_a_gpu_installs_for_gpus_and_says_so_to_the_run(tmp_path):
     install, run = make_prints(tmp_path, "demo", "GPU=1").splitlines()
     assert install == "requirements/install.sh gpu"
-    assert run.split() == [".venv/bin/python", "-m", "engine.main", "cluster.device=cuda"]
+    assert run.split() == [".venv/bin/python", "-m", "engine.main", "cluster=one_gpu", "run.resume=never"]
 
 
 def test_a_folder_that_holds_the_gpu_packages_keeps_them(tmp_path):

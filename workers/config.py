@@ -172,3 +172,9 @@ class TeamConfig:
     """Whether the run generates and scores (an offline stage does not)."""
     reference: bool
     """Whether a frozen copy of the policy is kept."""
+
+    @property
+    def shares_devices(self) -> bool:
+        """Fractions of a GPU for both sides mean that trainers and engines live on the same ones and take turns."""
+        on_gpu = self.cluster.device is Device.CUDA and self.rollout_workers
+        return on_gpu and self.cluster.gpus_per_trainer < 1 and self.cluster.gpus_per_engine < 1

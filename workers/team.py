@@ -50,12 +50,11 @@ class Workers:
         """The rollout engines have the devices. With devices of their own, nothing to do."""
         if self.shares_devices:
             self.policy.offload()
-            self.rollout.wake()
         yield
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """The trainers have the devices. With devices of their own, nothing to do."""
+        """The trainers have the devices, until weights are published. With devices of their own, nothing to do."""
         if self.shares_devices:
             self.rollout.sleep()
             self.policy.reload()
@@ -66,6 +65,8 @@ class Workers:
 
         Raises WeightSyncError unless each engine answers with this version and this checksum.
         """
+        if self.shares_devices:
+            self.rollout.wake()
         manifest = self.policy.publish(version)
         expected = WeightReceipt(
             version=version, checksum=manifest.checksum, num_bytes=sum(entry.num_bytes for entry in manifest.entries)
@@ -136,15 +137,8 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             role="reward",
             arguments=[(reward, team.reward.arguments, team.reward.timeout_s)] * judges,
         ),
-        shares_devices=_shares_devices(team),
+        shares_devices=team.shares_devices,
     )
-
-
-def _shares_devices(team: TeamConfig) -> bool:
-    """Fractions of a GPU for both sides mean that they take turns on the same one."""
-    cluster = team.cluster
-    on_gpu = cluster.device is Device.CUDA and team.rollout_workers
-    return on_gpu and cluster.gpus_per_trainer < 1 and cluster.gpus_per_engine < 1
 
 
 def _await_all(groups: list[WorkerGroup], *, timeout_s: float, announce: Announce) -> None:
