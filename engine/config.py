@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -149,16 +149,17 @@ class Config:
         return self.checks.bounds(self.model.precision)
 
     def team(self) -> TeamConfig:
-        """The part of it that the workers are told."""
+        """The part of it that the workers are told. They have working directories of their own: paths are absolute."""
+        folder = Path(self.model.path)
         return TeamConfig(
-            model=self.model,
+            model=replace(self.model, path=str(folder.absolute()) if folder.exists() else self.model.path),
             train=self.train,
             rollout=self.rollout,
             reward=self.reward,
             cluster=self.cluster,
             seed=self.run.seed,
             total_updates=self.run.steps * self.train.updates_per_step,
-            log_folder=str((self.run_folder / "logs").absolute()),  # workers have working directories of their own
+            log_folder=str((self.run_folder / "logs").absolute()),
             rollout_workers=self.algo.online,
             reference=self.algo.online and self.algo.needs.reference,
         )

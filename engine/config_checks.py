@@ -124,7 +124,7 @@ def _check_model(config: Config) -> None:
     if config.team().shares_devices and zero_stage == 0:
         raise ConfigError(
             "trainer and rollout engine share GPUs, and train.zero_stage is 0: DeepSpeed could not make room.",
-            keys=("cluster.gpus_per_trainer", "cluster.gpus_per_engine", "train.zero_stage"),
+            keys=("cluster.device", "cluster.gpus_per_trainer", "cluster.gpus_per_engine", "train.zero_stage"),
             advice="Set train.zero_stage=1, or give both sides whole GPUs.",
         )
     if model.weights is Weights.RANDOM and config.algo.online:

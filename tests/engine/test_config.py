@@ -14,7 +14,7 @@ from engine.config import CONF, REPOSITORY, ChecksConfig, Config, ConfigError, R
 from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
 from workers.config import EngineKind, Precision, Weights
 
-BLANK = ("model.path=examples/nano/blank", "model.weights=random")
+BLANK = ("model.path=examples/nano/policy",)
 
 
 def load(*overrides: str) -> Config:
@@ -74,7 +74,8 @@ def test_an_experiment_chooses_options_and_what_is_typed_wins() -> None:
     config = load_config(["experiment=nano_base"])
 
     assert config.algo == SFT()
-    assert config.data == ArithmeticDemos()
+    assert isinstance(config.data, ArithmeticDemos)
+    assert config.data.near_misses == (1,)
     assert config.model.weights is Weights.RANDOM
     assert Path(config.model.path).samefile(REPOSITORY / "examples/nano/blank")
     assert config.run.name == "nano_base"
@@ -94,7 +95,7 @@ def test_a_plus_that_hydra_would_ask_for_is_taken_too() -> None:
 
 def test_the_shipped_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Path(load().model.path) == REPOSITORY / "examples/nano/blank"
+    assert Path(load().model.path) == REPOSITORY / "examples/nano/policy"
 
 
 def test_a_typed_path_is_relative_to_where_the_person_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from engine.algorithms.kl import KlEstimator
 from engine.algorithms.sft import SFT
 from engine.config import CONF, Config, ConfigError, load_config
 
-BLANK = ("model.path=examples/nano/blank", "model.weights=random")
+BLANK = ("model.path=examples/nano/policy",)
 
 
 def load(*overrides: str) -> Config:
@@ -184,15 +184,21 @@ class _Closed:
         (["rollout.max_response_tokens=512"], "leaves no room", "model.context_length"),
         (["model.path=no/such/folder"], "model.path is no/such/folder", "existing folder"),
         (["model.path=gpt"], "not the form of a hub id", "existing folder"),
-        (["model.weights=pretrained"], "holds no weights", "model.weights=random"),
+        (["model.path=examples/nano/blank"], "holds no weights", "model.weights=random"),
+        (["model.weights=random"], "a rollout engine needs a trained model", "algo=sft"),
+        (
+            ["cluster.gpus_per_trainer=0.3", "cluster.gpus_per_engine=0.3", "cluster.device=cuda", "train.zero_stage=0"],
+            "share GPUs",
+            "train.zero_stage=1",
+        ),
         (["model.path=examples"], "holds no config.json", "Hugging Face"),
         (["algo=sft"], "SFT needs conversations", "another algo or data"),
         (["data=arithmetic_demos"], "GRPO needs questions", "another algo or data"),
         (["run.name=a/b"], "run.name is a/b", "run.folder"),
         (["run.steps=0"], "run.steps is 0", "above 0"),
         (["run.seed=-1"], "run.seed is -1", "0 or more"),
-        (["train.learning_rate=nan"], "train.learning_rate is nan", "above 0"),
-        (["train.learning_rate=inf"], "train.learning_rate is inf", "above 0"),
+        (["train.learning_rate=nan"], "train.learning_rate is nan", "0 or more"),
+        (["train.learning_rate=inf"], "train.learning_rate is inf", "0 or more"),
         (["reward.max_failed_share=1.5"], "a share is at most 1", "0 to 1"),
         (["train.betas=[0.9,1.0]"], "train.betas is (0.9, 1.0)", "[0, 1)"),
     ],
