@@ -187,7 +187,12 @@ class _Closed:
         (["model.path=examples/nano/blank"], "holds no weights", "model.weights=random"),
         (["model.weights=random"], "a rollout engine needs a trained model", "algo=sft"),
         (
-            ["cluster.gpus_per_trainer=0.3", "cluster.gpus_per_engine=0.3", "cluster.device=cuda", "train.zero_stage=0"],
+            [
+                "cluster.gpus_per_trainer=0.3",
+                "cluster.gpus_per_engine=0.3",
+                "cluster.device=cuda",
+                "train.zero_stage=0",
+            ],
             "share GPUs",
             "train.zero_stage=1",
         ),

@@ -1,0 +1,40 @@
+"""A pre-trained language model on real rows. Slow, and needs a folder that `examples/smollm2` says how to make."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY, run_main
+
+SMOLLM2 = Path(os.environ.get("HELIOSTAT_SMOLLM2", REPOSITORY / "build" / "smollm2-135m"))
+GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.exists(), reason=f"no model in {SMOLLM2}; set HELIOSTAT_SMOLLM2")
+@pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K rows beside the repository")
+def test_five_grpo_steps_on_gsm8k(tmp_path: Path) -> None:
+    run = run_main(
+        f"model.path={SMOLLM2}",
+        "data=gsm8k",
+        f"data.path={GSM8K}",
+        "model.context_length=1024",
+        "train.learning_rate=1e-5",
+        "train.tokens_per_micro_batch=2048",
+        "rollout.prompts_per_step=4",
+        "rollout.responses_per_prompt=4",
+        "rollout.max_response_tokens=128",
+        "rollout.kv_cache_gib=2",
+        "evaluation.prompts=0",
+        "run.steps=5",
+        folder=tmp_path,
+        name="gsm8k",
+        timeout_s=1800,
+    )
+    assert run.exit_code == 0, run.output
+    assert len(run.steps) == 5
+    assert run.summary["logprob_gap_max"] < 1e-2
+    assert run.steps[0]["kl"] < 1e-6
+    assert len({row["weights_checksum"] for row in run.steps}) == 5
