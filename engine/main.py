@@ -15,6 +15,9 @@ from contextlib import closing
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
+from engine.resume import find_progress, open_checkpoints
+from engine.tasks import prepare_offline, prepare_online
+from engine.tracking import Tracker
 from rewards.load import RewardError
 from workers.stopped import RunStopped
 
@@ -24,25 +27,21 @@ MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
 
 def main(argv: Sequence[str]) -> None:
     config = load_config(argv)
-    # Heavy modules come after the cheap checks: a misspelt key is answered at once.
-    from engine.export import export
-    from engine.loop import train_online
-    from engine.offline import train_offline
-    from engine.resume import find_progress, open_checkpoints
-    from engine.tasks import prepare_offline, prepare_online
-    from engine.tracking import Tracker
-    from workers.team import start_workers
-
     checkpoints = open_checkpoints(config)
     with closing(Tracker(config)) as tracker:
         tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
-        online = config.algo.online
-        task = prepare_online(config) if online else prepare_offline(config)
+        task = prepare_online(config) if config.algo.online else prepare_offline(config)
         start = find_progress(config, task.fingerprint, checkpoints, tracker)
         if start.step >= config.run.steps:
             tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")
             return
-        train = train_online if online else train_offline
+        # Ray and torch take seconds to import: every mistake above is answered before.
+        from engine.export import export
+        from engine.loop import train_online
+        from engine.offline import train_offline
+        from workers.team import start_workers
+
+        train = train_online if config.algo.online else train_offline
         with start_workers(config.team(), task.reward, announce=tracker.say) as workers:
             train(config, task, start, workers, tracker, checkpoints)
             exported = export(config, workers)

@@ -140,7 +140,8 @@ class Tracker:
 
     def close(self) -> None:
         """Give the terminal and the files back; also when the run has failed."""
-        self._ticker.stop()
+        if self._console.is_terminal:
+            self._ticker.stop()
         self._metrics_file.close()
         if self._curves is not None:
             self._curves.close()

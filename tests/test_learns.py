@@ -10,6 +10,13 @@ from runs import Finished, run_main
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.data.arithmetic import ArithmeticData
+from engine.data.base import Split
+from engine.data.render import render_prompts
+from workers.config import ClusterConfig, ModelConfig, RolloutConfig
+from workers.records import GroupRequest, Sampling
+from workers.rollout_worker import RolloutWorker
+
 
 @pytest.fixture(scope="session")
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
@@ -58,16 +65,30 @@ def test_the_person_is_told_what_happens_and_nothing_else(default_run: Finished)
     assert all(" s  " in line for line in lines), [line for line in lines if " s  " not in line]
 
 
-def test_the_export_answers_in_transformers_as_it_did_in_the_run(default_run: Finished) -> None:
-    export = Path(default_run.summary["export"])
+def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(default_run: Finished) -> None:
+    from workers.vllm_engine import VLLMEngine  # vLLM takes seconds to import
+
+    export = default_run.summary["export"]
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
-    correct = 0
-    for a in range(3, 99, 5):
-        messages = [{"role": "user", "content": f"{a}+{100 - a}="}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
-        correct += tokenizer.decode(answer, skip_special_tokens=True) == "100"
-    assert correct >= 18  # of 20
+    prompts = render_prompts(ArithmeticData().questions(Split.HELD_OUT)[:200], tokenizer, 512, 8)
+    greedy = Sampling(temperature=0.0, max_tokens=8)
+    rollout = RolloutConfig(kv_cache_gib=0.0625, max_running=64)
+    worker = RolloutWorker(lambda: VLLMEngine(ModelConfig(path=export), rollout, ClusterConfig(), seed=0))
+    asked = [
+        worker.generate(GroupRequest(prompt=prompt, draw=draw, num_samples=1, seed=0, sampling=greedy))
+        for draw, prompt in enumerate(prompts)
+    ]
+    answers = [future.result()[0] for future in asked]
+    worker.close()
+
+    right = [answer.text == prompt.answer for answer, prompt in zip(answers, prompts, strict=True)]
+    assert sum(right) / len(right) == default_run.summary["held_out_greedy_after"]
+    for answer in answers[:40]:
+        tokens = torch.tensor([[*answer.prompt.token_ids, *answer.token_ids.tolist()]])
+        logits = model(tokens).logits[0, len(answer.prompt.token_ids) - 1 : -1]
+        assert logits.argmax(dim=-1).tolist() == answer.token_ids.tolist()
+        chosen = logits.log_softmax(dim=-1).gather(1, tokens[0, len(answer.prompt.token_ids) :, None]).squeeze(1)
+        assert (chosen - torch.from_numpy(answer.logprobs)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(

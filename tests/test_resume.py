@@ -30,7 +30,7 @@ SMALL = (
     "rollout.responses_per_prompt=4",
     "train.schedule=constant",
 )
-GRPO = (*SMALL, "rollout.engine=hf", "train.updates_per_step=2")
+GRPO = (*SMALL, "train.updates_per_step=2", "algo.kl_coef=0")
 SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.held_out=9900", "train.examples_per_step=16")
 
 
