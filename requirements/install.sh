@@ -13,7 +13,7 @@ pytorch_cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf 'install: %s\n' "$*"; }
 die() { printf 'install: %s\n' "$*" >&2; exit 1; }
-pip_install() { .venv/bin/python -m pip -qq --disable-pip-version-check install --no-deps --progress-bar off "$@"; }
+pip_install() { .venv/bin/python -m pip -qq --disable-pip-version-check install --no-deps --no-compile --progress-bar off "$@"; }
 
 [[ -f $pins ]] || die "there is no $pins; choose cpu or gpu"
 wanted="$kind $(sha256sum "$pins" | cut -d' ' -f1)"

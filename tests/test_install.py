@@ -90,7 +90,7 @@ def test_a_folder_that_holds_the_gpu_packages_keeps_them(tmp_path):
 
 
 def test_make_test_leaves_out_the_slow_proofs_and_test_all_does_not(tmp_path):
-    assert '-m pytest -m "not slow and not gpu"' in make_prints(tmp_path, "test")
+    assert '-m "not slow and not gpu"' in make_prints(tmp_path, "test")
     assert "slow" not in make_prints(tmp_path, "test-all")
 
 

@@ -66,7 +66,7 @@ def test_data_brings_its_reward_and_what_is_typed_wins() -> None:
 
 
 def test_a_model_moves_defaults_and_what_is_typed_wins() -> None:
-    assert load().train.learning_rate == 2e-4
+    assert load().train.learning_rate == 3e-4
     assert load("train.learning_rate=3e-5").train.learning_rate == 3e-5
 
 
