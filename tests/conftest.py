@@ -17,6 +17,15 @@ CLUSTER = ClusterConfig()
 ROLLOUT = RolloutConfig(kv_cache_gib=0.0625, max_running=32)
 
 
+WHOLE_RUNS = ("test_learns", "test_learns_nothing", "test_resume", "test_command_line")
+"""Files whose tests take a minute each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: two test processes then end at about the same time."""
+    items.sort(key=lambda item: (*WHOLE_RUNS, item.path.stem).index(item.path.stem))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """A rollout worker, the engine in its thread, and the folder of the model that it serves as version 0."""
@@ -50,6 +59,16 @@ def vllm_untied(untied_model: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def hf_tied(tied_model: Path) -> Iterator[Served]:
     yield from _serve(EngineKind.HF, tied_model)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A Ray cluster that outlives the runs on it, as a real one does: its address."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": 1 << 28})
+    yield cluster.address
+    cluster.shutdown()
 
 
 def _peaky_model(folder: Path, *, tied: bool) -> Path:

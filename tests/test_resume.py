@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 from runs import REPOSITORY, Finished, run_main
 from safetensors.torch import load_file
 
@@ -31,14 +29,6 @@ SMALL = (
 GRPO = (*SMALL, "train.updates_per_step=2", "algo.kl_coef=0")
 GRPO_HF = (*GRPO, "rollout.engine=hf")
 SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.largest=9", "data.held_out=20", "train.examples_per_step=16")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A Ray cluster that outlives the runs on it, as on a real one: its address."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": 1 << 28})
-    yield cluster.address
-    cluster.shutdown()
 
 
 def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -> None:
