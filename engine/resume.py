@@ -45,12 +45,12 @@ def find_progress(config: Config, data_fingerprint: str, checkpoints: Checkpoint
     """
     saved = checkpoints.newest_valid()
     if saved is None:
-        tracker.rewind(0)
+        tracker.begin(config, position=0)
         return Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
     for skipped in saved.skipped:
         tracker.say(f"passed over the damaged checkpoint {skipped.path}: {skipped.reason}")
     saved.state.refuse_other_run(config=deciding_settings(config), data_fingerprint=data_fingerprint)
-    tracker.rewind(saved.state.metrics_bytes)
+    tracker.begin(config, position=saved.state.metrics_bytes)
     tracker.say(f"going on after step {saved.step}, from {saved.path}")
     return Progress(
         step=saved.step, next_draw=saved.state.next_draw, algorithm=saved.state.algorithm, folder=saved.path

@@ -62,7 +62,6 @@ class Tracker:
         self._phases: Metrics = {}
         self._labels: dict[str, str] = {}
         self._responses: tuple[ScoredRollout, ...] = ()
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
     def wall_s(self) -> float:
         """Since this process started."""
@@ -134,9 +133,11 @@ class Tracker:
         """Bytes of metrics.jsonl written so far, for a checkpoint."""
         return self._metrics_path.stat().st_size
 
-    def rewind(self, position: int) -> None:
-        """Forget the metrics of steps that will be done again."""
+    def begin(self, config: Config, *, position: int) -> None:
+        """Once it is known where the run stands: forget the metrics of steps that will be done again, and write down
+        the configuration. A run that is refused leaves the earlier one's record as it was."""
         self._metrics_file.truncate(position)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
     def close(self) -> None:
         """Give the terminal and the files back; also when the run has failed."""

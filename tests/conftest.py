@@ -19,11 +19,17 @@ ROLLOUT = RolloutConfig(kv_cache_gib=0.0625, max_running=32)
 
 WHOLE_RUNS = ("test_learns", "test_learns_nothing", "test_resume", "test_command_line")
 """Files whose tests take a minute each."""
+INDEPENDENT = WHOLE_RUNS[1:]
+"""Those of them whose tests share no run."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: two test processes then end at about the same time."""
+    """The longest first, and apart where they may be: two test processes then end at about the same time."""
     items.sort(key=lambda item: (*WHOLE_RUNS, item.path.stem).index(item.path.stem))
+    for item in items:
+        file = item.path.stem
+        item.add_marker(pytest.mark.xdist_group(item.name if file in INDEPENDENT else item.path.as_posix()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,11 +74,13 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
     _assert_same_run(tmp_path / "whole", tmp_path / "stopped", same_engine_bits="rollout.engine=hf" not in stage)
 
     assert "is complete" in go("stopped", 4).output
+    record = (tmp_path / "stopped" / "config.yaml").read_text()
     refused = go("stopped", 5, "train.learning_rate=0.5")
     assert refused.exit_code == 2
     assert "train.learning_rate" in refused.output
     assert "0.5" in refused.output
     assert "Traceback" not in refused.output
+    assert (tmp_path / "stopped" / "config.yaml").read_text() == record
 
 
 @pytest.mark.slow
