@@ -23,13 +23,15 @@ INDEPENDENT = WHOLE_RUNS[1:]
 """Those of them whose tests share no run."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Two test processes deal out whole files, whose tests share what they started, and independent runs one by one."""
+    file = item.path.stem
+    item.add_marker(pytest.mark.xdist_group(item.name if file in INDEPENDENT else item.path.as_posix()))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, and apart where they may be: two test processes then end at about the same time."""
+    """The longest first: both processes then end at about the same time."""
     items.sort(key=lambda item: (*WHOLE_RUNS, item.path.stem).index(item.path.stem))
-    for item in items:
-        file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(item.name if file in INDEPENDENT else item.path.as_posix()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
