@@ -30,7 +30,7 @@ demo: environment  ## a tiny policy learns arithmetic; GPU=1 on a GPU, ARGS="...
 	$(VENV_PYTHON) -m engine.main $(if $(filter gpu,$(KIND)),cluster=one_gpu) run.resume=never $(ARGS)
 
 test: environment  ## the tests, without the slow ones
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow$(if $(filter cpu,$(KIND)), and not gpu)" $(ARGS)
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow$(if $(filter cpu,$(KIND)), and not gpu)" $(ARGS)
 
 test-all: environment  ## every test that this machine can run
 	$(VENV_PYTHON) -m pytest $(if $(filter cpu,$(KIND)),-m "not gpu") $(ARGS)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.rollout_worker import RolloutEngine, RolloutWorker
@@ -23,10 +25,16 @@ INDEPENDENT = WHOLE_RUNS[1:]
 """Those of them whose tests share no run."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Two test processes deal out whole files, whose tests share what they started, and independent runs one by one."""
-    file = item.path.stem
-    item.add_marker(pytest.mark.xdist_group(item.name if file in INDEPENDENT else item.path.as_posix()))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Two test processes take whole files, whose tests share what they started, and independent runs one by one."""
+
+    class WholeFilesOrSingleRuns(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if Path(file).stem in INDEPENDENT else file
+
+    return WholeFilesOrSingleRuns(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
