@@ -32,7 +32,7 @@ def test_the_default_run_learns_to_add(default_run: Finished) -> None:
 
 
 def test_engine_and_trainer_agreed_on_every_token(default_run: Finished) -> None:
-    # A token in 45 000 that had one chance in ten thousand may be off by more than float32's usual 1e-5.
+    # The largest of some ten thousand rounding errors: seen from 5e-5 to 2e-4, by processor.
     assert default_run.summary["logprob_gap_max"] < 1e-3
     assert all(row["logprob_gap_mean"] < 2e-6 for row in default_run.steps)
     assert all(row["logprob_gap_k3"] < 1e-6 for row in default_run.steps)
