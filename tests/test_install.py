@@ -34,7 +34,7 @@ def wanted(kind: str) -> list[Requirement]:
 def make_prints(folder: Path, *words: str) -> str:
     """What `make -n` would run, in a folder that holds only the Makefile: no .venv there sways it."""
     shutil.copy(ROOT / "Makefile", folder)
-    calm = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "GPU"))}
+    calm = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "GPU", "ARGS"))}
     done = subprocess.run(["make", "-n", *words], cwd=folder, env=calm, capture_output=True, text=True, check=True)
     return done.stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,23 +65,37 @@ def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -
 def test_resumed_equals_never_stopped_and_another_run_is_refused(
     stage: tuple[str, ...], cluster: str, tmp_path: Path
 ) -> None:
-    def go(name: str, steps: int, *overrides: str) -> Finished:
-        place = (f"cluster.address={cluster}", f"run.steps={steps}")
+    def go(name: str, *overrides: str) -> Finished:
+        place = (f"cluster.address={cluster}", "run.steps=4")
         return run_main(*stage, *place, *overrides, folder=tmp_path, name=name)
 
-    for name, steps in (("whole", 4), ("stopped", 2), ("stopped", 4)):
-        run = go(name, steps)
-        assert run.exit_code == 0, run.output
+    whole = go("whole")
+    assert whole.exit_code == 0, whole.output
+    _forget_after(tmp_path / "whole", tmp_path / "stopped", checkpoint="step_000002")
+    resumed = go("stopped")
+    assert resumed.exit_code == 0, resumed.output
+    assert "going on after step 2" in resumed.output
     _assert_same_run(tmp_path / "whole", tmp_path / "stopped", same_engine_bits="rollout.engine=hf" not in stage)
 
-    assert "is complete" in go("stopped", 4).output
+    assert "is complete" in go("stopped").output
     record = (tmp_path / "stopped" / "config.yaml").read_text()
-    refused = go("stopped", 5, "train.learning_rate=0.5")
+    refused = go("stopped", "train.learning_rate=0.5")
     assert refused.exit_code == 2
     assert "train.learning_rate" in refused.output
     assert "0.5" in refused.output
     assert "Traceback" not in refused.output
     assert (tmp_path / "stopped" / "config.yaml").read_text() == record
+
+
+def _forget_after(whole: Path, stopped: Path, *, checkpoint: str) -> None:
+    """Copy a run as it is when it dies some time after a checkpoint: newer metrics are there, newer checkpoints not."""
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "export")
+    (stopped / "summary.json").unlink()
+    for path in (stopped / "checkpoints").iterdir():
+        if path.name != checkpoint:
+            shutil.rmtree(path)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [checkpoint]
 
 
 @pytest.mark.slow

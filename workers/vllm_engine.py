@@ -24,6 +24,8 @@ VLLM_ENVIRONMENT = {
 CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}
 """On CPU the first request with log-probs would compile C++ for many seconds."""
 
+PROMPT_TOKENS_A_STEP = 8192
+"""Most prompt tokens that one decoding step reads, unless the context is longer."""
 INITIAL_VERSION = 0
 
 
@@ -44,7 +46,13 @@ class VLLMEngine:
         self._tokenizer = load_tokenizer(model.path)
         self._end_token_ids = list(end_token_ids(model.path, self._tokenizer))
         device_settings = (
-            {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+            {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+                # A prompt read in two pieces draws a token that must be taken back, and on CPU vLLM cannot rewind the
+                # request's own random stream.
+                "enable_chunked_prefill": False,
+            }
             if on_cpu
             else {"gpu_memory_utilization": rollout.gpu_memory_share, "enable_sleep_mode": True}
         )
@@ -54,7 +62,7 @@ class VLLMEngine:
                 dtype=model.precision.value,
                 max_model_len=model.context_length,
                 max_num_seqs=rollout.max_running,
-                max_num_batched_tokens=max(8192, model.context_length),
+                max_num_batched_tokens=max(PROMPT_TOKENS_A_STEP, model.context_length),
                 seed=seed,
                 logprobs_mode="processed_logprobs",  # after temperature: the distribution that was sampled from
                 generation_config="vllm",  # no sampling defaults of the model's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 from engine.data.base import DataError, Question, Split
 from engine.data.files import FileRow, read_rows, split_rows
 from engine.data.jsonl import ask, system
+from workers.records import Message
 
 ANSWER_MARK = "####"
+CALCULATION = re.compile(r"<<[^<>]*>>")
+"""GSM8K's notes for a calculator, `<<48/2=24>>`, which nobody is to learn to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +33,27 @@ class Gsm8kData:
     """Written under every question."""
     system_prompt: str = ""
     """Said before every question."""
+    shots: int = 0
+    """Solved examples shown before every question: the first rows, which are then not trained on."""
     limit: int = 0
     """Only the first rows to train on or to hold out from; 0 takes all."""
 
     def __post_init__(self) -> None:
-        for name, count in (("held_out", self.held_out), ("limit", self.limit)):
+        for name, count in (("held_out", self.held_out), ("limit", self.limit), ("shots", self.shots)):
             if count < 0:
                 raise ValueError(f"{name} is {count}: it must be 0 or more")
 
     def questions(self, split: Split) -> Sequence[Question]:
-        return [self._question(row) for row in self._rows(split)]
+        train = self._rows(Split.TRAIN)
+        if self.shots >= len(train):
+            raise DataError(
+                f"{len(train)} rows to train on, and data.shots is {self.shots}: none are left.",
+                where=self.path,
+                advice="Set a smaller data.shots.",
+            )
+        examples = tuple(turn for row in train[: self.shots] for turn in self._example(row))
+        rows = train[self.shots :] if split is Split.TRAIN else self._rows(split)
+        return [self._question(row, examples) for row in rows]
 
     def _rows(self, split: Split) -> Sequence[FileRow]:
         if not Path(self.path).exists() and Path(self.path).suffix not in (".jsonl", ".json"):
@@ -49,7 +64,7 @@ class Gsm8kData:
         held_out_rows = read_rows(self.held_out_path) if self.held_out_path else ()
         return split_rows(rows, split, held_out=self.held_out, held_out_rows=held_out_rows)
 
-    def _question(self, row: FileRow) -> Question:
+    def _question(self, row: FileRow, examples: Sequence[Message]) -> Question:
         solution = row.text(self.answer_column)
         _, mark, final = solution.rpartition(ANSWER_MARK)
         answer = final.strip().replace(",", "")
@@ -59,14 +74,20 @@ class Gsm8kData:
                 where=row.where,
                 advice=f"End the solution in `{ANSWER_MARK} <number>`, or use data=jsonl for plain answers.",
             )
-        question = row.text(self.question_column)
-        text = f"{question}\n{self.instruction}" if self.instruction else question
         return Question(
             id=row.id,
-            messages=(*system(self.system_prompt), ask(text)),
+            messages=(*system(self.system_prompt), *examples, self._ask(row)),
             answer=answer,
             row=row.others(self.question_column, self.answer_column) | {"solution": solution},
         )
+
+    def _example(self, row: FileRow) -> tuple[Message, Message]:
+        solution = CALCULATION.sub("", row.text(self.answer_column))
+        return self._ask(row), Message(role="assistant", content=solution)
+
+    def _ask(self, row: FileRow) -> Message:
+        question = row.text(self.question_column)
+        return ask(f"{question}\n{self.instruction}" if self.instruction else question)
 
 
 def _rows_of_hub(path: str, split: str) -> tuple[FileRow, ...]:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
+from workers.vllm_engine import PROMPT_TOKENS_A_STEP
 from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
 
 TOLERANCE = 2e-5
@@ -230,6 +231,17 @@ def test_the_same_tokens_are_sampled_in_any_company(served) -> None:
             for rollout, twin in zip(group, again, strict=True):
                 np.testing.assert_array_equal(rollout.token_ids, twin.token_ids)
                 np.testing.assert_allclose(rollout.logprobs, twin.logprobs, atol=TOLERANCE, rtol=0)
+
+
+def test_more_prompt_tokens_than_one_decoding_step_reads_change_no_token(vllm_tied) -> None:
+    """On CPU vLLM cannot take a seeded request back that it had to read in two pieces."""
+    two = Sampling(temperature=1.0, max_tokens=2)
+    crowd = [request(450, draw=draw, samples=1, sampling=two) for draw in range(24)]
+    assert sum(len(each.prompt.token_ids) for each in crowd) > PROMPT_TOKENS_A_STEP
+    together = ask(vllm_tied.worker, *crowd)
+    for asked, (rollout,) in list(zip(crowd, together, strict=True))[-6:]:
+        ((alone,),) = ask(vllm_tied.worker, asked)
+        assert rollout.token_ids.tolist() == alone.token_ids.tolist()
 
 
 def test_a_smaller_group_is_the_beginning_of_a_larger_one(served) -> None:

@@ -154,6 +154,23 @@ def test_every_answer_of_gsm8k_is_a_whole_number() -> None:
     assert not {question.messages[0] for question in train} & {question.messages[0] for question in held_out}
 
 
+def test_shots_are_the_first_rows_solved_before_every_question_and_never_trained_on(write: Write) -> None:
+    rows = [{"question": f"q{n}", "answer": f"{n} + 0 = <<{n}+0={n}>>{n}.\n#### {n}"} for n in range(5)]
+    data = Gsm8kData(path=write(*rows), held_out=1, shots=2, instruction="Think.")
+    train, held_out = data.questions(Split.TRAIN), data.questions(Split.HELD_OUT)
+
+    assert [question.answer for question in train] == ["2", "3"]
+    assert [(turn.role, turn.content) for turn in held_out[0].messages] == [
+        ("user", "q0\nThink."),
+        ("assistant", "0 + 0 = 0.\n#### 0"),
+        ("user", "q1\nThink."),
+        ("assistant", "1 + 0 = 1.\n#### 1"),
+        ("user", "q4\nThink."),
+    ]
+    with pytest.raises(DataError, match="shots is 4"):
+        Gsm8kData(path=write(*rows), held_out=1, shots=4).questions(Split.TRAIN)
+
+
 def test_a_hub_id_is_asked_for_its_own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(path: str, name: str, *, split: str) -> list[dict[str, str]]:
         return [{"question": f"{path}/{name}/{split}", "answer": "#### 7"}] * 2
