@@ -20,6 +20,8 @@ ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 RAY_MARKS = (":actor_name:", ":job_id:", ":task_name:")
 """Lines that Ray writes into a worker's output for its own log reader."""
+RAY_TOLD = "Exception raised in creation task:"
+"""From here on Ray repeats a constructor's traceback, which the message has."""
 CARETS = re.compile(r"[\s^~]+")
 
 
@@ -67,7 +69,7 @@ class Roster:
         name = self._culprit(error, refs)
         if error.actor_init_failed:
             lines = _traceback(error).splitlines()
-            told = [f"{name} failed while {_doing(name, role, verb)}: {lines[-1]}", *lines]
+            told = [f"{name} failed while {_doing(name, role, verb)}: {lines[-1]}", *lines[1:]]
             return WorkerFailed("\n".join([*told, *self._log_tail(name)]))
         reason = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")][-1]
         return WorkerDied("\n".join([f"{name} died while {_doing(name, role, verb)}: {reason}", *self._log_tail(name)]))
@@ -92,7 +94,7 @@ class Roster:
         path = self.log_path(name)
         if not path.exists():
             return [f"--- there is no log at {path}"]
-        written = path.read_text(errors="replace").splitlines()
+        written = path.read_text(errors="replace").partition(RAY_TOLD)[0].splitlines()
         lines = [line for line in written if line.strip() and not line.startswith(RAY_MARKS)]
         cut = [f"{line[:LONGEST_LOG_LINE]}..." if len(line) > LONGEST_LOG_LINE else line for line in lines]
         return [f"--- the last lines of {path}:", *(f"    {line}" for line in cut[-LOG_TAIL_LINES:] or ["(empty)"])]
