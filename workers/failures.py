@@ -20,6 +20,8 @@ ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 RAY_MARKS = (":actor_name:", ":job_id:", ":task_name:")
 """Lines that Ray writes into a worker's output for its own log reader."""
+RAY_ADVICE = " If the process was killed by the kernel OOM killer"
+"""From here on Ray's reason for a death is advice on cluster options."""
 RAY_TOLD = "Exception raised in creation task:"
 """From here on Ray repeats a constructor's traceback, which the message has."""
 CARETS = re.compile(r"[\s^~]+")
@@ -72,6 +74,7 @@ class Roster:
             told = [f"{name} failed while {_doing(name, role, verb)}: {lines[-1]}", *lines[1:]]
             return WorkerFailed("\n".join([*told, *self._log_tail(name)]))
         reason = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")][-1]
+        reason = reason.partition(RAY_ADVICE)[0]
         return WorkerDied("\n".join([f"{name} died while {_doing(name, role, verb)}: {reason}", *self._log_tail(name)]))
 
     def late(self, refs: Sequence[ObjectRef], *, role: str, verb: str, limit_s: float) -> WorkerTimeout:
