@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from engine.live_view import LiveView, Shown, plot, sparkline
+from engine.curves import plot, sparkline
+from engine.live_view import LiveView, Shown
 
 NAN = float("nan")
 
