@@ -71,7 +71,8 @@ def train_online(
                 algorithm=state,
                 metrics_bytes=tracker.position(),
             )
-            checkpoints.save(step + 1, workers.policy.save, here)
+            with tracker.phase("save"):
+                tracker.say(f"saved {checkpoints.save(step + 1, workers.policy.save, here)}")
 
 
 def _learn(taken: Taken, state: AlgorithmState, config: Config, workers: Workers, *, is_first_step: bool) -> Metrics:
@@ -98,7 +99,7 @@ def _learn(taken: Taken, state: AlgorithmState, config: Config, workers: Workers
 
 def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, *, step: int) -> None:
     if config.evaluation.prompts and task.held_out:
-        with workers.generating():
+        with workers.generating(), tracker.phase("measure"):
             tracker.held_out(step, evaluate(task.held_out, workers, config))
 
 

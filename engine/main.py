@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
+from engine.announcements import announcements
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
         if start.step >= config.run.steps:
             tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")
             return
+        for line in announcements(config, task):
+            tracker.say(line)
         # Ray and torch take seconds to import: every mistake above is answered before.
         from engine.export import export
         from engine.loop import train_online
@@ -44,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
         train = train_online if config.algo.online else train_offline
         with start_workers(config.team(), task.reward, announce=tracker.say) as workers:
             train(config, task, start, workers, tracker, checkpoints)
-            exported = export(config, workers)
+            with tracker.phase("export"):
+                exported = export(config, workers)
         tracker.finish(export=exported)
 
 
@@ -61,7 +65,9 @@ def run(argv: Sequence[str]) -> int:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
     except RunStopped as stopped:
-        print(f"heliostat: the run stopped: {stopped}", file=sys.stderr)
+        # A worker's error carries a note: whose it is, and what that worker's log says.
+        told = "\n".join([str(stopped), *getattr(stopped, "__notes__", ())])
+        print(f"heliostat: the run stopped: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("heliostat: stopped; the same command goes on after the newest checkpoint", file=sys.stderr)

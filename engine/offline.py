@@ -50,7 +50,8 @@ def train_offline(
                 algorithm=start.algorithm,
                 metrics_bytes=tracker.position(),
             )
-            checkpoints.save(step + 1, workers.policy.save, here)
+            with tracker.phase("save"):
+                tracker.say(f"saved {checkpoints.save(step + 1, workers.policy.save, here)}")
 
 
 def _totals(rows: Sequence[Example], *, horizon: int) -> Totals:
@@ -67,6 +68,7 @@ def _measure(task: OfflineTask, workers: Workers, tracker: Tracker, *, ranks: in
     """Mean negative log-likelihood of the held-out rows' trained tokens."""
     if not task.held_out:
         return
-    sums = workers.policy.evaluate([task.held_out[rank::ranks] for rank in range(ranks)])
+    with tracker.phase("measure"):
+        sums = workers.policy.evaluate([task.held_out[rank::ranks] for rank in range(ranks)])
     nll, tokens = np.sum(sums, axis=0)
     tracker.held_out_loss(step, float(nll / tokens))

@@ -1,10 +1,9 @@
-"""Where a run's numbers go: a line for the person, metrics.jsonl for programs, TensorBoard for curves."""
+"""Where a run's numbers go: the screen for the person, metrics.jsonl for programs, TensorBoard for curves."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 import yaml
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from engine.config import Config
-from rewards.score import Score
+from engine.live_view import Shown
+from engine.screen import Screen
+from engine.summary import summarize
 from workers.records import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
@@ -43,25 +42,19 @@ class Tracker:
         self.folder = config.run_folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._started = psutil.Process().create_time()
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._ticker = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._ticking = self._ticker.add_task("")
-        if self._console.is_terminal:
-            self._ticker.start()
-        self._steps = config.run.steps
+        self._name, self._steps = config.run.name, config.run.steps
         self._metrics_path = self.folder / "metrics.jsonl"
         self._metrics_file = self._metrics_path.open("a", encoding="utf-8")
         self._curves = _Curves(self.folder / "tensorboard") if config.run.tensorboard else None
+        self._done: list[Metrics] = []
+        self._held_out: list[Metrics] = []
+        self._responses: tuple[ScoredRollout, ...] = ()
         self._step = 0
         self._phases: Metrics = {}
         self._labels: dict[str, str] = {}
-        self._responses: tuple[ScoredRollout, ...] = ()
+        self._step_began = time.monotonic()
+        self._doing, self._doing_since = "", time.monotonic()
+        self._screen = Screen(self._look)
 
     def wall_s(self) -> float:
         """Since this process started."""
@@ -69,33 +62,44 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """One line for the person, with the time since the process started."""
-        self._console.print(f"[dim]{self.wall_s():6.1f} s[/dim]  {_escaped(text)}")
-        self._doing(text)
+        self._screen.say(self.wall_s(), text)
+        self._doing, self._doing_since = text, time.monotonic()
 
-    def _doing(self, text: str) -> None:
-        """On a terminal, what is going on right now and for how long, below the last line."""
-        if self._console.is_terminal:
-            self._ticker.reset(self._ticking, description=_escaped(text))
+    def _look(self) -> Shown:
+        """The present moment, for the live view; asked from its thread."""
+        now = time.monotonic()
+        return Shown(
+            name=self._name,
+            steps=self._steps,
+            elapsed_s=self.wall_s(),
+            since_step_s=now - self._step_began,
+            doing=self._doing,
+            doing_s=now - self._doing_since,
+            done=tuple(self._done),
+            held_out=tuple(self._held_out),
+        )
 
     # ------------------------------------------------------------------ steps
 
     @contextmanager
     def step(self, step: int) -> Iterator[Metrics]:
         """Collects a step's metrics; writes them when the step has succeeded."""
-        started = time.monotonic()
+        self._step_began = time.monotonic()
         self._step, self._phases, self._labels = step + 1, {}, {}
         metrics: Metrics = {}
         yield metrics
-        metrics["time/step_s"] = time.monotonic() - started
+        metrics["time/step_s"] = time.monotonic() - self._step_began
         metrics |= {f"time/{name}_s": seconds for name, seconds in self._phases.items()}
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["time/step_s"]
         self._write(step + 1, metrics, self._labels)
+        self._done.append({"step": step + 1, **metrics})
+        self._step_began = time.monotonic()
         self._say_step(step + 1, metrics)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the block's duration to the step's `time/<name>_s`."""
-        self._doing(f"{name}, step {self._step}/{self._steps}")
+        """Shows what is going on; inside a step, adds the block's duration to its `time/<name>_s`."""
+        self._doing, self._doing_since = f"step {self._step}/{self._steps}: {name}", time.monotonic()
         started = time.monotonic()
         yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
@@ -105,21 +109,29 @@ class Tracker:
         self._labels[name] = text
 
     def held_out(self, step: int, result: HeldOut) -> None:
-        self._write(step, result.metrics(), {})
         self._responses = result.responses
+        self._add_held_out(step, result.metrics())
         self.say(
             f"held out after {step} steps: {result.sampled:.3f} sampled, {result.greedy:.3f} greedy "
             f"({result.prompts} prompts, {result.samples} samples, {result.unjudged} not judged)"
         )
 
     def held_out_loss(self, step: int, nll: float) -> None:
-        self._write(step, {"held_out/nll": nll}, {})
+        self._add_held_out(step, {"held_out/nll": nll})
         self.say(f"held out after {step} steps: {nll:.4f} nats per trained token")
 
+    def _add_held_out(self, step: int, metrics: Metrics) -> None:
+        self._write(step, metrics, {})
+        self._held_out.append({"step": step, **metrics})
+
     def _say_step(self, step: int, metrics: Metrics) -> None:
-        shown = [f"{label} {metrics[name]:{form}}" for label, name, form in LINE_METRICS if name in metrics]
-        phases = " ".join(f"{name} {seconds:.2f}" for name, seconds in self._phases.items())
-        self.say(f"step {step}/{self._steps}  {'  '.join(shown)}  {metrics['time/step_s']:.2f} s ({phases})")
+        """A line, unless the live view shows it all; what went wrong is told in both."""
+        if metrics["skipped_updates"]:
+            self.say(f"step {step}: {metrics['skipped_updates']:.0f} updates skipped, their gradient was not finite")
+        if not self._screen.is_live:
+            shown = [f"{label} {metrics[name]:{form}}" for label, name, form in LINE_METRICS if name in metrics]
+            phases = " ".join(f"{name} {seconds:.2f}" for name, seconds in self._phases.items())
+            self.say(f"step {step}/{self._steps}  {'  '.join(shown)}  {metrics['time/step_s']:.2f} s ({phases})")
 
     def _write(self, step: int, metrics: Mapping[str, float], labels: Mapping[str, str]) -> None:
         self._metrics_file.write(json.dumps({"step": step, **metrics, **labels}) + "\n")
@@ -137,50 +149,33 @@ class Tracker:
         """Once it is known where the run stands: forget the metrics of steps that will be done again, and write down
         the configuration. A run that is refused leaves the earlier one's record as it was."""
         self._metrics_file.truncate(position)
+        self._done = [row for row in self._rows() if "time/step_s" in row]
+        self._held_out = [row for row in self._rows() if any(name.startswith("held_out/") for name in row)]
         (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+
+    def _rows(self) -> list[Metrics]:
+        return [json.loads(line) for line in self._metrics_path.read_text().splitlines()]
 
     def close(self) -> None:
         """Give the terminal and the files back; also when the run has failed."""
-        if self._console.is_terminal:
-            self._ticker.stop()
+        self._screen.close()
         self._metrics_file.close()
         if self._curves is not None:
             self._curves.close()
 
     def finish(self, *, export: Path) -> None:
         """Write summary.json and show the person what came out and where it is."""
-        rows = [json.loads(line) for line in self._metrics_path.read_text().splitlines()]
-        steps = [row for row in rows if "time/step_s" in row]
-        held_out = [row for row in rows if any(name.startswith("held_out/") for name in row)]
-        summary: dict[str, object] = {
-            "steps": steps[-1]["step"] if steps else 0,
-            "tokens_per_s": _ratio(sum(row["tokens"] for row in steps), sum(row["time/step_s"] for row in steps)),
-            "export": str(export),
-        }
-        for name in ("sampled", "greedy", "best", "nll"):
-            values = [row[f"held_out/{name}"] for row in held_out if f"held_out/{name}" in row]
-            suffix = "" if name == "sampled" else f"_{name}"
-            if values:
-                summary |= {f"held_out{suffix}_before": values[0], f"held_out{suffix}_after": values[-1]}
-        gaps = [row["logprob_gap_max"] for row in steps if "logprob_gap_max" in row]
-        if gaps:
-            summary["logprob_gap_max"] = max(gaps)
-        summary["wall_s"] = round(self.wall_s(), 2)
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        self._say_end(summary)
-
-    def _say_end(self, summary: Mapping[str, object]) -> None:
-        for scored in self._responses:
-            rollout, judgement = scored.rollout, scored.judgement
-            verdict = f"score {judgement.total:g}" if isinstance(judgement, Score) else judgement.kind.value
-            self.say(f"asked {rollout.prompt.messages[-1].content!r}: answered {rollout.text!r} ({verdict})")
-        for name in ("sampled", "greedy", "nll"):
-            key = "held_out" if name == "sampled" else f"held_out_{name}"
-            if f"{key}_before" in summary:
-                self.say(
-                    f"held out, {name}: {summary[f'{key}_before']:.3f} before, {summary[f'{key}_after']:.3f} after"
-                )
-        self.say(f"the model is in {summary['export']}, everything else in {self.folder}")
+        summary = summarize(
+            self._rows(), self._responses, wall_s=self.wall_s(), export=export, folder=self.folder.absolute()
+        )
+        (self.folder / "summary.json").write_text(summary.to_json())
+        if self._screen.is_live:
+            self._doing = "done"
+            self._screen.close()
+            self._screen.show(summary.tables())
+        else:
+            for line in summary.lines():
+                self.say(line)
 
 
 class _Curves:
@@ -215,11 +210,3 @@ def plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     return value
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from workers.failures import Roster
 from workers.placement import Place
 from workers.records import (
     AlgorithmState,
@@ -31,28 +32,17 @@ from workers.records import (
     WeightManifest,
     WeightReceipt,
 )
-from workers.stopped import RunStopped
 from workers.tally import UpdateReport
-
-LOG_TAIL_LINES = 15
-
-
-class WorkerDied(RunStopped):
-    """A worker's process is gone."""
-
-
-class WorkerTimeout(RunStopped):
-    """A worker did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
-    """How actors are made: where, with which environment, and where their own output goes."""
+    """How actors are made: where, with which environment, and who knows them by name."""
 
     placement: PlacementGroup
     places: tuple[Place, ...]
     environment: Mapping[str, str]
-    log_folder: Path
+    roster: Roster
     call_timeout_s: float
 
 
@@ -83,45 +73,36 @@ class WorkerGroup:
                     placement_group=hosting.placement, placement_group_bundle_index=bundle
                 ),
             )
-            .remote(str(self.log_path(name)), *own)
+            .remote(name, str(hosting.roster.log_path(name)), *own)
             for bundle, name, own in zip(bundles, self._names, arguments, strict=True)
         ]
+        for name, actor in zip(self._names, self._actors, strict=True):
+            hosting.roster.enlist(name, actor)
 
     def __len__(self) -> int:
         return len(self._actors)
-
-    def log_path(self, name: str) -> Path:
-        return self._hosting.log_folder / f"{name.replace(' ', '_')}.log"
 
     def ready(self) -> list[tuple[str, ObjectRef]]:
         """A reference for each copy that resolves when it has been constructed."""
         return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
 
-    def wait(self, refs: Sequence[ObjectRef], *, verb: str, timeout_s: float | None = None) -> list[Any]:
-        """The answers, in order. Raises the worker's own error, WorkerDied or WorkerTimeout."""
-        limit_s = self._hosting.call_timeout_s if timeout_s is None else timeout_s
+    def wait(self, refs: Sequence[ObjectRef], *, verb: str) -> list[Any]:
+        """The answers, in order.
+
+        Raises the worker's own error, WorkerFailed (its constructor's), WorkerDied or WorkerTimeout, with who it was
+        and the last lines of its log.
+        """
+        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
         try:
             return ray.get(list(refs), timeout=limit_s)
-        except GetTimeoutError as error:
+        except GetTimeoutError:
             _, late = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-            raise WorkerTimeout(
-                f"{len(late)} of {len(refs)} {self.role} calls to {verb} unanswered after {limit_s:g} s"
-            ) from error
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s) from None
+        # Before RayTaskError: a call whose arguments died with another worker raises what is both.
         except RayActorError as error:
-            raise WorkerDied(
-                f"the {self.role} worker died while it was to {verb}\n{self._log_tails()}\n{error}"
-            ) from error
-
-    def _log_tails(self) -> str:
-        tails = []
-        for name in self._names:
-            path = self.log_path(name)
-            if path.exists():
-                lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-                tails.append(f"--- last lines of {path}\n" + "\n".join(lines))
-        return "\n".join(tails)
+            raise roster.died(error, refs, role=self.role, verb=verb) from None
+        except RayTaskError as error:
+            raise roster.raised(error, refs, role=self.role, verb=verb) from None
 
 
 class PolicyGroup(WorkerGroup):
@@ -219,12 +200,17 @@ class RewardGroup(WorkerGroup):
 
 
 def _logged(worker_class: type) -> type:
-    """The worker, with everything that its process prints going to a file of its own."""
+    """The worker, with a name of its own and everything that its process prints going to a file of its own."""
 
     class Logged(worker_class):
-        def __init__(self, log_path: str, *arguments: Any) -> None:
+        def __init__(self, name: str, log_path: str, *arguments: Any) -> None:
+            self._name_in_run = name
             _redirect_output(Path(log_path))
             super().__init__(*arguments)
+
+        def __repr__(self) -> str:
+            """How Ray names it in tracebacks."""
+            return self._name_in_run
 
     Logged.__name__ = Logged.__qualname__ = worker_class.__name__
     return Logged

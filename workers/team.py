@@ -14,6 +14,7 @@ import ray
 
 from rewards.load import RewardSource
 from workers.config import Device, TeamConfig
+from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
 from workers.group import Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup, WorkerGroup
 from workers.placement import connected, places_for, reserved
@@ -24,6 +25,8 @@ from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
 from workers.weight_sync import WeightSyncError
 
 Announce = Callable[[str], None]
+MOST_NAMED = 4
+"""Workers that a line about the start names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +94,12 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
             placement=placement,
             places=places,
             environment=_thread_settings(team),
-            log_folder=Path(team.log_folder).resolve(),
+            roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
         workers = _make_workers(team, reward, hosting)
-        _await_all(
-            [workers.policy, workers.rollout, workers.reference, workers.reward],
-            timeout_s=team.cluster.startup_timeout_s,
-            announce=announce,
-        )
+        groups = [workers.policy, workers.rollout, workers.reference, workers.reward]
+        _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
 
 
@@ -141,19 +141,26 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
     )
 
 
-def _await_all(groups: list[WorkerGroup], *, timeout_s: float, announce: Announce) -> None:
+def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:
     """Wait for every constructor; the first that fails fails the start, with its own error."""
     waiting = {ref: (group, name) for group in groups for name, ref in group.ready()}
     announce(f"starting {', '.join(name for _, name in waiting.values())}")
     deadline = time.monotonic() + timeout_s
     while waiting:
-        left_s = max(0.0, deadline - time.monotonic())
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
-        done = ready or list(waiting)
-        for ref in done:
-            group, name = waiting.pop(ref)
-            group.wait([ref], verb="start", timeout_s=0.1 if not ready else None)
-            announce(f"{name} is ready")
+        ready, late = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
+        group, name = waiting.pop(ready[0])
+        group.wait(ready, verb="start")
+        announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
+
+
+def _still_waiting(names: list[str]) -> str:
+    """A few of them by name."""
+    if not names:
+        return ""
+    others = len(names) - MOST_NAMED
+    return f", waiting for {', '.join(names[:MOST_NAMED])}" + (f" and {others} more" if others > 0 else "")
 
 
 def _meeting_point() -> tuple[str, int]:

@@ -1,0 +1,90 @@
+"""What a person is told before anything expensive starts: the run's batches in words, and what the model reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.config import Config
+from engine.data.render import load_tokenizer
+from engine.tasks import OfflineTask, OnlineTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_TOKENS = 120
+"""Of the prompt that is shown; a longer one is cut in the middle."""
+
+
+def announcements(config: Config, task: OnlineTask | OfflineTask) -> tuple[str, ...]:
+    """One line each."""
+    tokenizer = load_tokenizer(config.model.path)
+    if isinstance(task, OnlineTask):
+        return online_batches(config), first_prompt(task, tokenizer)
+    return offline_batches(config), first_row(task, tokenizer)
+
+
+def online_batches(config: Config) -> str:
+    """
+    Example:
+        each step: 32 prompts x 8 responses = 256 sequences -> 2 updates of 128 -> up to 8192 tokens a micro-batch on
+        each of 4 ranks
+    """
+    rollout, updates = config.rollout, config.train.updates_per_step
+    sequences = rollout.prompts_per_step * rollout.responses_per_prompt
+    return (
+        f"each step: {_count(rollout.prompts_per_step, 'prompt')} x {_count(rollout.responses_per_prompt, 'response')}"
+        f" = {_count(sequences, 'sequence')} -> {_count(updates, 'update')} of {sequences // updates}"
+        f" -> {_micro_batches(config)}"
+    )
+
+
+def offline_batches(config: Config) -> str:
+    """
+    Example:
+        each step: 64 rows -> 1 update -> up to 8192 tokens a micro-batch on 1 rank
+    """
+    return f"each step: {_count(config.train.examples_per_step, 'row')} -> 1 update -> {_micro_batches(config)}"
+
+
+def first_prompt(task: OnlineTask, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first training prompt as the model reads it."""
+    token_ids = task.prompts[0].token_ids
+    return (
+        f"the first of {_count(len(task.prompts), 'prompt')}, {_tokens(len(token_ids))}: {shown(token_ids, tokenizer)}"
+    )
+
+
+def first_row(task: OfflineTask, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first training row as the model reads it."""
+    example = task.examples[0]
+    trained = f"{sum(example.mask)} of {_tokens(len(example.token_ids))} trained on"
+    return f"the first of {_count(len(task.examples), 'row')}, {trained}: {shown(example.token_ids, tokenizer)}"
+
+
+def shown(token_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decoded, special tokens and line ends visible, on one line; the middle of a long text is left out and counted."""
+    half = MOST_TOKENS // 2
+    left_out = len(token_ids) - 2 * half
+    if left_out <= 0:
+        return _decoded(token_ids, tokenizer)
+    beginning, end = _decoded(token_ids[:half], tokenizer), _decoded(token_ids[-half:], tokenizer)
+    return f"{beginning} [... {_tokens(left_out)} left out ...] {end}"
+
+
+def _decoded(token_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text.translate({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})
+
+
+def _micro_batches(config: Config) -> str:
+    ranks = config.train.ranks
+    where = "on 1 rank" if ranks == 1 else f"on each of {ranks} ranks"
+    return f"up to {_tokens(config.train.tokens_per_micro_batch)} a micro-batch {where}"
+
+
+def _tokens(number: int) -> str:
+    return _count(number, "token")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,150 @@
+"""However a worker fails, the message says which one, what it was to do, why, and what its own log says."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray import ObjectRef
+
+from workers.config import ClusterConfig
+from workers.failures import LOG_TAIL_LINES, Roster, WorkerDied, WorkerFailed, WorkerTimeout
+from workers.group import Hosting, WorkerGroup
+from workers.placement import Place, connected, reserved
+from workers.stopped import RunStopped
+
+PLACES = tuple(
+    Place(role=role, index=index, cpus=1.0, gpus=0.0)
+    for role, count in (("policy", 3), ("rollout", 1), ("reward", 1))
+    for index in range(count)
+)
+
+
+def fragile() -> type:
+    """A class of this function's own travels to the workers whole: they cannot import this file."""
+
+    class Fragile:
+        def __init__(self, mood: str) -> None:
+            for number in range(40):
+                print(f"{mood} line {number}", flush=True)
+            if mood == "unlucky":
+                raise ValueError("no room for the cache")
+
+        def work(self, anything: object) -> None:
+            pass
+
+        def raise_bug(self) -> None:
+            raise KeyError("lost")
+
+        def stop_run(self) -> None:
+            raise RunStopped("nothing to learn from")
+
+        def die(self) -> None:
+            os._exit(3)
+
+        def hang(self) -> None:
+            time.sleep(60)
+
+    return Fragile
+
+
+class FragileGroup(WorkerGroup):
+    def call(self, name: str, index: int, *arguments: object) -> ObjectRef:
+        return getattr(self._actors[index], name).remote(*arguments)
+
+
+@pytest.fixture(scope="module")
+def hosting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosting]:
+    with connected(ClusterConfig(), PLACES), reserved(PLACES, timeout_s=60.0) as placement:
+        yield Hosting(
+            placement=placement,
+            places=PLACES,
+            environment={},
+            roster=Roster(tmp_path_factory.mktemp("logs")),
+            call_timeout_s=3.0,
+        )
+
+
+@pytest.fixture(scope="module")
+def policy(hosting: Hosting) -> FragileGroup:
+    """Three; the tests about deaths come last, and each has its own victim."""
+    return started(hosting, "policy", "calm", "merry", "old")
+
+
+@pytest.fixture(scope="module")
+def reward(hosting: Hosting) -> FragileGroup:
+    return started(hosting, "reward", "just")
+
+
+def started(hosting: Hosting, role: str, *moods: str) -> FragileGroup:
+    """Copies that have been constructed, well or not: starting takes longer than the calls may."""
+    group = FragileGroup(fragile(), hosting, role=role, arguments=[(mood,) for mood in moods])
+    ray.wait([ref for _, ref in group.ready()], num_returns=len(group), timeout=60)
+    return group
+
+
+def told(error: BaseException) -> str:
+    """As Python prints it, notes included."""
+    return "".join(traceback.format_exception(error))
+
+
+def quotes_the_end_of(text: str, mood: str) -> bool:
+    lines = [line.strip() for line in text.splitlines()]
+    first = 40 - LOG_TAIL_LINES
+    return f"{mood} line 39" in lines and f"{mood} line {first}" in lines and f"{mood} line {first - 1}" not in lines
+
+
+def test_a_constructor_that_raises_is_told_with_its_traceback(hosting: Hosting) -> None:
+    group = started(hosting, "rollout", "unlucky")
+    with pytest.raises(WorkerFailed) as caught:
+        group.wait([ref for _, ref in group.ready()], verb="start")
+    text = str(caught.value)
+    assert text.splitlines()[0] == "rollout 0 failed while it was to start: ValueError: no room for the cache"
+    assert text.count('raise ValueError("no room for the cache")') == 1
+    assert quotes_the_end_of(text, "unlucky")
+
+
+def test_a_bug_in_a_call_keeps_its_type_and_shows_where_it_was_raised(policy: FragileGroup) -> None:
+    with pytest.raises(KeyError) as caught:
+        policy.wait([policy.call("work", 0, 1), policy.call("raise_bug", 1)], verb="update")
+    text = told(caught.value)
+    assert "KeyError: 'lost'" in text and "raised by policy 1 while it was to update" in text
+    assert 'raise KeyError("lost")' in text and "\x1b" not in text
+    assert quotes_the_end_of(text, "merry") and "calm line" not in text
+
+
+def test_a_stop_from_within_a_worker_says_what_it_said_without_a_traceback(policy: FragileGroup) -> None:
+    with pytest.raises(RunStopped) as caught:
+        policy.wait([policy.call("stop_run", 0)], verb="update")
+    [note] = caught.value.__notes__
+    assert str(caught.value) == "nothing to learn from"
+    assert note.startswith("raised by policy 0 while it was to update") and quotes_the_end_of(note, "calm")
+    assert "in stop_run" not in note
+
+
+def test_a_death_names_the_dead_and_quotes_its_log_alone(policy: FragileGroup) -> None:
+    with pytest.raises(WorkerDied) as caught:
+        policy.wait([policy.call("work", 0, 1), policy.call("die", 2)], verb="update")
+    text = str(caught.value)
+    assert text.startswith("policy 2 died while it was to update: ")
+    assert quotes_the_end_of(text, "old") and "calm line" not in text
+
+
+def test_a_death_that_another_worker_waits_for_is_told_of_the_dead(policy: FragileGroup, reward: FragileGroup) -> None:
+    with pytest.raises(WorkerDied) as caught:
+        reward.wait([reward.call("work", 0, policy.call("die", 1))], verb="score a group")
+    text = str(caught.value)
+    assert text.startswith("policy 1 died while the run waited for the reward group to score a group: ")
+    assert quotes_the_end_of(text, "merry") and "just line" not in text
+
+
+def test_who_does_not_answer_is_named(reward: FragileGroup) -> None:
+    with pytest.raises(WorkerTimeout) as caught:
+        reward.wait([reward.call("work", 0, 1), reward.call("hang", 0)], verb="score a group")
+    text = str(caught.value)
+    assert text.startswith("reward 0 did not answer within 3 s, while the reward group was to score a group")
+    assert quotes_the_end_of(text, "just")

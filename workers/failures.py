@@ -1,0 +1,114 @@
+"""What a person is told when a worker fails: who, what it was to do, why, and the last lines of its own log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from workers.stopped import RunStopped
+
+LOG_TAIL_LINES = 15
+LONGEST_LOG_LINE = 200
+MOST_LOGS = 3
+"""Logs that one message quotes, when many workers are late."""
+ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+RAY_MARKS = (":actor_name:", ":job_id:", ":task_name:")
+"""Lines that Ray writes into a worker's output for its own log reader."""
+RAY_ADVICE = " If the process was killed by the kernel OOM killer"
+"""From here on Ray's reason for a death is advice on cluster options."""
+RAY_TOLD = "Exception raised in creation task:"
+"""From here on Ray repeats a constructor's traceback, which the message has."""
+CARETS = re.compile(r"[\s^~]+")
+
+
+class WorkerFailed(RunStopped):
+    """A worker could not be made: its constructor raised."""
+
+
+class WorkerDied(RunStopped):
+    """A worker's process is gone."""
+
+
+class WorkerTimeout(RunStopped):
+    """A worker did not answer in time."""
+
+
+class Roster:
+    """Who is who among a run's actors, so that a failure names the worker that it came from and quotes its log.
+
+    That worker need not be the one that was called: scoring a group fails when its rollout engine is dead.
+    """
+
+    def __init__(self, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._names: dict[str, str] = {}
+        """By actor id."""
+
+    def enlist(self, name: str, actor: ActorHandle) -> None:
+        self._names[actor._actor_id.hex()] = name
+
+    def log_path(self, name: str) -> Path:
+        """Where the worker's own output goes."""
+        return self._log_folder / f"{name.replace(' ', '_')}.log"
+
+    def raised(self, error: RayTaskError, refs: Sequence[ObjectRef], *, role: str, verb: str) -> Exception:
+        """The worker's own error, with a note that says whose it is, where it was raised, and what the log says."""
+        name = self._culprit(error, refs)
+        told = [f"raised by {name} while {_doing(name, role, verb)}"]
+        if not isinstance(error.cause, RunStopped):  # whose message says it all
+            told.append(_traceback(error))
+        error.cause.add_note("\n".join([*told, *self._log_tail(name)]))
+        return error.cause
+
+    def died(self, error: RayActorError, refs: Sequence[ObjectRef], *, role: str, verb: str) -> RunStopped:
+        """For a worker whose constructor raised, and for one whose process is gone."""
+        name = self._culprit(error, refs)
+        if error.actor_init_failed:
+            lines = _traceback(error).splitlines()
+            told = [f"{name} failed while {_doing(name, role, verb)}: {lines[-1]}", *lines[1:]]
+            return WorkerFailed("\n".join([*told, *self._log_tail(name)]))
+        reason = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")][-1]
+        reason = reason.partition(RAY_ADVICE)[0]
+        return WorkerDied("\n".join([f"{name} died while {_doing(name, role, verb)}: {reason}", *self._log_tail(name)]))
+
+    def late(self, refs: Sequence[ObjectRef], *, role: str, verb: str, limit_s: float) -> WorkerTimeout:
+        """`refs`: the calls that are unanswered."""
+        names = sorted({self._called(ref) for ref in refs})
+        tails = [line for name in names[:MOST_LOGS] for line in self._log_tail(name)]
+        told = f"{', '.join(names)} did not answer within {limit_s:g} s, while the {role} group was to {verb}"
+        elsewhere = f"(it may itself be waiting for another worker; every log is in {self._log_folder})"
+        return WorkerTimeout("\n".join([told, *tails, elsewhere]))
+
+    def _culprit(self, error: Exception, refs: Sequence[ObjectRef]) -> str:
+        """The innermost actor that Ray's message names: the later ones are causes of the earlier ones."""
+        known = [self._names[found] for found in ACTOR_ID.findall(str(error)) if found in self._names]
+        return known[-1] if known else " or ".join(sorted({self._called(ref) for ref in refs}))
+
+    def _called(self, ref: ObjectRef) -> str:
+        return self._names.get(ref.task_id().actor_id().hex(), "a worker")
+
+    def _log_tail(self, name: str) -> list[str]:
+        path = self.log_path(name)
+        if not path.exists():
+            return [f"--- there is no log at {path}"]
+        written = path.read_text(errors="replace").partition(RAY_TOLD)[0].splitlines()
+        lines = [line for line in written if line.strip() and not line.startswith(RAY_MARKS)]
+        cut = [f"{line[:LONGEST_LOG_LINE]}..." if len(line) > LONGEST_LOG_LINE else line for line in lines]
+        return [f"--- the last lines of {path}:", *(f"    {line}" for line in cut[-LOG_TAIL_LINES:] or ["(empty)"])]
+
+
+def _doing(name: str, role: str, verb: str) -> str:
+    """What it was called for; the worker at fault may be of another role than the one that was called."""
+    return f"it was to {verb}" if name.startswith(f"{role} ") else f"the run waited for the {role} group to {verb}"
+
+
+def _traceback(error: Exception) -> str:
+    """The worker's traceback as Ray tells it, without colours and without the carets of frames that Ray hides."""
+    lines = COLOUR.sub("", str(error)).splitlines()
+    return "\n".join(line for line in lines if line.strip() and not CARETS.fullmatch(line))
