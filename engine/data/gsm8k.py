@@ -1,21 +1,28 @@
-"""GSM8K (2110.14168): grade-school word problems whose answer is one number."""
+"""GSM8K (2110.14168): grade-school word problems whose answer is one number, each with a worked solution."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.base import DataError, Question, Split
+from engine.data.base import Conversation, DataError, Question, Split
 from engine.data.files import FileRow, read_rows, split_rows
 from engine.data.jsonl import ask, system
+from workers.records import Message
 
 ANSWER_MARK = "####"
+CALCULATION = re.compile(r"<<.*?>>")
+"""GSM8K's notes for a calculator, in the middle of its solutions: `48/2 = <<48/2=24>>24`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gsm8kData:
-    """Each row has a question and a worked solution, which ends in `#### <answer>`."""
+    """Each row has a question and a worked solution, which ends in `#### <answer>`.
+
+    The online algorithms ask the questions; the offline ones imitate the solutions.
+    """
 
     path: str = "openai/gsm8k"
     """A local .jsonl file, or a hub id, whose split `test` is then held out."""
@@ -40,6 +47,9 @@ class Gsm8kData:
     def questions(self, split: Split) -> Sequence[Question]:
         return [self._question(row) for row in self._rows(split)]
 
+    def conversations(self, split: Split) -> Sequence[Conversation]:
+        return [self._conversation(row) for row in self._rows(split)]
+
     def _rows(self, split: Split) -> Sequence[FileRow]:
         if not Path(self.path).exists() and Path(self.path).suffix not in (".jsonl", ".json"):
             rows = _rows_of_hub(self.path, "train" if split is Split.TRAIN else "test")
@@ -59,14 +69,21 @@ class Gsm8kData:
                 where=row.where,
                 advice=f"End the solution in `{ANSWER_MARK} <number>`, or use data=jsonl for plain answers.",
             )
-        question = row.text(self.question_column)
-        text = f"{question}\n{self.instruction}" if self.instruction else question
         return Question(
             id=row.id,
-            messages=(*system(self.system_prompt), ask(text)),
+            messages=self._asked(row),
             answer=answer,
             row=row.others(self.question_column, self.answer_column) | {"solution": solution},
         )
+
+    def _conversation(self, row: FileRow) -> Conversation:
+        solution = CALCULATION.sub("", row.text(self.answer_column))
+        return Conversation(id=row.id, messages=(*self._asked(row), Message(role="assistant", content=solution)))
+
+    def _asked(self, row: FileRow) -> tuple[Message, ...]:
+        question = row.text(self.question_column)
+        text = f"{question}\n{self.instruction}" if self.instruction else question
+        return (*system(self.system_prompt), ask(text))
 
 
 def _rows_of_hub(path: str, split: str) -> tuple[FileRow, ...]:
