@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.compose import options_in
 from engine.config import CONF, Config, ConfigError, load_config
 from engine.machine import Machine
 from engine.need import GB, Need, need_of, weight_bytes
-from engine.sizes import ModelSizes, shipped_models
+from engine.sizes import shipped_models
 from workers.config import Device, TeamConfig
 from workers.places import Place, places_for
 
@@ -19,7 +20,7 @@ CARDS_GB = (16, 24, 32, 40, 48, 80, 96, 141, 180)
 RAY_BYTES = 0.75e9
 """Ray's own processes and the driver, beside the workers."""
 KEYS = ("cluster.device", "train.ranks", "rollout.engines", "model.path")
-LIGHTER = "train.tokens_per_micro_batch=<less>, model.context_length=<less> and algo.kl_coef=0 (no reference) need less"
+CPU_LAYOUT = "cpu"
 
 
 def check_fit(config: Config, machine: Machine) -> str:
@@ -32,7 +33,7 @@ def check_fit(config: Config, machine: Machine) -> str:
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return "runs on an existing Ray cluster, whose memory is not checked"
     if not config.sizes.are_known:
-        return f"how much memory {name} needs is not known: no file in conf/model has its sizes"
+        return f"how much memory {name} needs is not known: neither conf/model nor a config.json tells its sizes"
     need, found = _told(config, machine)
     if _fits(config, machine):
         return f"{name} needs {need}; this machine has {found}"
@@ -160,20 +161,23 @@ def _name(config: Config) -> str:
 
 
 def _advice(config: Config, machine: Machine) -> str:
-    ways = []
-    smaller = _smaller_model(config.sizes, machine)
-    if smaller:
-        ways.append(f"model={smaller} would fit here")
-    ways += ["cluster.address=<a Ray cluster> runs it elsewhere", LIGHTER]
+    choice = next((argv for argv in _lighter_runs(config, machine) if _fits(load_config(argv), machine)), None)
+    ways = [f"{' '.join(choice)} would fit here"] if choice else []
+    ways.append("cluster.address=<a Ray cluster> runs it elsewhere")
+    ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
+    if config.team().reference:
+        ways.append("algo.kl_coef=0 needs no reference")
     return "; ".join(ways) + "."
 
 
-def _smaller_model(sizes: ModelSizes, machine: Machine) -> str:
-    """The largest model of conf/model that is smaller, and that fits as its file chooses; empty if none does."""
+def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
+    """What may fit instead, the nearest first: the same model on other devices, then smaller ones as they choose."""
+    layouts = [layout for layout in options_in(CONF)["cluster"] if layout != CPU_LAYOUT]
     for model in reversed(shipped_models(CONF)):
-        # Composing takes a tenth of a second: what needs a GPU is passed over where there is none.
-        if model.sizes.parameters < sizes.parameters and (machine.gpu_bytes or not model.cluster):
-            candidate = load_config([f"model={model.name}"])
-            if _fits(candidate, machine):
-                return model.name
-    return ""
+        # Composing takes a tenth of a second: what no GPU here can hold the optimizer of is passed over.
+        if model.cluster and 12 * model.sizes.parameters > sum(machine.gpu_bytes):
+            continue
+        if model.path == config.model.path:
+            yield from ([f"model={model.name}", f"cluster={layout}"] for layout in layouts)
+        elif model.sizes.parameters < config.sizes.parameters:
+            yield [f"model={model.name}"]
