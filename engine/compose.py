@@ -62,6 +62,16 @@ class Sources:
     files: tuple[ConfFile, ...]
     """In the order they are merged: the last one wins."""
 
+    def is_typed(self, section: str) -> bool:
+        """Whether any key of a section was given on the command line."""
+        return any(key.startswith(f"{section}.") for key in self.typed)
+
+    def file_of(self, key: str) -> str:
+        """The file that set a key; empty when it was typed, or is the default."""
+        if key in self.typed:
+            return ""
+        return next((file.name for file in reversed(self.files) if file.holds(key)), "")
+
     def where(self, key: str) -> str:
         """For people; empty when the value is the default."""
         parts = key.split(".")
@@ -70,7 +80,8 @@ class Sources:
             # A group choice (algo=grpo) says where a section came from, not who set a key in it.
             if typed is not None and (length == len(parts) or "{" in typed):
                 return f"{typed} on the command line"
-        return next((f"{key} in {file.name}" for file in reversed(self.files) if file.holds(key)), "")
+        file = self.file_of(key)
+        return f"{key} in {file}" if file else ""
 
     def explain(self, error: ConfigError) -> ConfigError:
         """The same error, saying where the values were set."""
@@ -88,9 +99,17 @@ class Composed(Generic[T]):
 
 
 def options_in(conf: Path) -> dict[str, tuple[str, ...]]:
-    """Each group (a folder) with its options (its files)."""
+    """Each group (a folder) with its options (its files), numbers in them by size: 3b before 14b."""
     folders = sorted(folder for folder in conf.iterdir() if folder.is_dir())
-    return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
+    return {
+        folder.name: tuple(sorted((file.stem for file in folder.glob("*.yaml")), key=_by_number)) for folder in folders
+    }
+
+
+def _by_number(name: str) -> list[str | float]:
+    """Text and numbers in turn, so that numbers meet numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def compose(argv: Sequence[str], schema: type[T], *, conf: Path, open_sections: Sequence[str]) -> Composed[T]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import config_help
-from engine.compose import compose
+from engine.compose import Composed, compose
 from engine.config_checks import check
 from engine.config_error import ConfigError
+from engine.sizes import ModelSizes, read_sizes, shipped_models
 from workers.config import (
     ClusterConfig,
     ModelConfig,
@@ -132,6 +133,8 @@ class Config:
     data: Any
     """An `engine.data.base.OnlineData` or `OfflineData`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    sizes: ModelSizes = field(default_factory=ModelSizes)
+    """Of the model at `model.path`."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -174,6 +177,7 @@ def load_config(argv: Sequence[str]) -> Config:
     config.model.path = _found_from_anywhere(config.model.path)
     try:
         check(config)
+        config.sizes = _sizes_of_path(composed)
     except ConfigError as error:
         raise composed.sources.explain(error) from None
     return config
@@ -182,6 +186,17 @@ def load_config(argv: Sequence[str]) -> Config:
 def help_text() -> str:
     """What `--help` prints."""
     return config_help.describe(Config, conf=CONF, open_sections=OPEN_SECTIONS)
+
+
+def _sizes_of_path(composed: Composed[Config]) -> ModelSizes:
+    """A folder tells its own sizes. Those of the YAML hold for the path that stands beside them, not for another."""
+    config, sources = composed.config, composed.sources
+    if Path(config.model.path).is_dir():
+        return read_sizes(Path(config.model.path))
+    if sources.is_typed("sizes") or sources.file_of("model.path") == sources.file_of("sizes") != "":
+        return config.sizes
+    same_path = (model.sizes for model in shipped_models(CONF) if model.path == config.model.path)
+    return next(same_path, ModelSizes())
 
 
 def _found_from_anywhere(path: str) -> str:

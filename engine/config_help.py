@@ -63,7 +63,13 @@ def _groups(conf: Path, options: dict[str, tuple[str, ...]]) -> str:
     lines = []
     for group, names in options.items():
         shown = ", ".join(f"{name} (default)" if name == chosen.get(group) else name for name in names)
-        lines += [f"    {group:<12}{shown}"]
+        lines += textwrap.wrap(
+            shown,
+            width=108,
+            initial_indent=f"    {group:<12}",
+            subsequent_indent=" " * 16,
+            break_on_hyphens=False,
+        )
     return "\n".join(["GROUPS, and their options (conf/<group>/<option>.yaml)", *lines, ""])
 
 

@@ -1,6 +1,7 @@
 """Post-train a language model: the whole run on one page.
 
 python -m engine.main                                  # a tiny policy learns arithmetic, on a laptop CPU
+python -m engine.main algo=grpo model=qwen2.5-7b       # the same code on GPUs
 python -m engine.main train.learning_rate=1e-4         # any key of any section, as `--help` lists them
 python -m engine.main model.path=my/model data=gsm8k data.path=train.jsonl
 """
@@ -16,6 +17,8 @@ from engine.announcements import announcements
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
+from engine.fit import check_fit
+from engine.machine import this_machine
 from engine.resume import find_progress, open_checkpoints
 from engine.tasks import prepare_offline, prepare_online
 from engine.tracking import Tracker
@@ -28,8 +31,10 @@ MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
 
 def main(argv: Sequence[str]) -> None:
     config = load_config(argv)
+    fit = check_fit(config, this_machine())
     checkpoints = open_checkpoints(config)
     with closing(Tracker(config)) as tracker:
+        tracker.say(fit)
         tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
         task = prepare_online(config) if config.algo.online else prepare_offline(config)
         start = find_progress(config, task.fingerprint, checkpoints, tracker)

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from workers.config import ClusterConfig, Device, TeamConfig
+from workers.config import ClusterConfig
+from workers.places import Place
 from workers.stopped import RunStopped
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
@@ -20,39 +20,6 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 class PlacementTimeout(RunStopped):
     """The cluster could not give the devices that the workers ask for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """One worker's reservation."""
-
-    role: str
-    index: int
-    """Among the workers of its role."""
-    cpus: float
-    gpus: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.role} {self.index}"
-
-
-def places_for(team: TeamConfig) -> tuple[Place, ...]:
-    """Every worker of the team, in the order of their bundles."""
-    cluster = team.cluster
-    on_gpu = cluster.device is Device.CUDA
-    trainer_gpus = cluster.gpus_per_trainer if on_gpu else 0.0
-    engine_gpus = cluster.gpus_per_engine if on_gpu else 0.0
-    roles = [("policy", team.train.ranks, trainer_gpus)]
-    if team.rollout_workers:
-        roles += [("rollout", team.rollout.engines, engine_gpus), ("reward", team.reward.workers, 0.0)]
-    if team.reference:
-        roles += [("reference", 1, trainer_gpus)]
-    return tuple(
-        Place(role=role, index=index, cpus=cluster.cpus_per_worker, gpus=gpus)
-        for role, count, gpus in roles
-        for index in range(count)
-    )
 
 
 @contextmanager

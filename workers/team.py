@@ -17,7 +17,8 @@ from workers.config import Device, TeamConfig
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
 from workers.group import Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup, WorkerGroup
-from workers.placement import connected, places_for, reserved
+from workers.placement import connected, reserved
+from workers.places import places_for
 from workers.records import WeightReceipt
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor

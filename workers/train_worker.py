@@ -7,7 +7,7 @@ is divided by the optimizer step's totals, DeepSpeed only averages over ranks, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,22 +227,34 @@ class TrainWorker:
 
     def publish(self, version: int) -> WeightManifest | None:
         """Lay all weights out in shared memory. A collective call under ZeRO-3; only rank 0 returns a manifest."""
-        parameters = dict(self._language_model.named_parameters())
-        with self._gathered(list(parameters.values())):
-            if self._rank.rank != 0:
-                return None
-            room = padded_bytes(parameters.values())
-            return self._shared_weights.write(parameters.items(), version=version, num_bytes=room)
+        if self._rank.rank != 0:
+            for _ in self._whole_weights():
+                pass
+            return None
+        # Under ZeRO-3 a parameter is empty until it is gathered, and keeps its shape elsewhere.
+        shapes = (
+            torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
+            for parameter in self._language_model.parameters()
+        )
+        return self._shared_weights.write(self._whole_weights(), version=version, num_bytes=padded_bytes(shapes))
 
     def export(self, folder: Path) -> None:
         """Write the policy as a plain Hugging Face folder (weights and architecture; the caller adds the tokenizer)."""
-        parameters = dict(self._language_model.named_parameters())
-        with self._gathered(list(parameters.values())):
-            if self._rank.rank == 0:
-                state = {name: tensor.detach().cpu().clone() for name, tensor in parameters.items()}
-                self._language_model.config.use_cache = True
-                self._language_model.save_pretrained(folder, state_dict=state)
-                self._language_model.config.use_cache = False
+        is_writer = self._rank.rank == 0
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_weights() if is_writer}
+        if is_writer:
+            self._language_model.config.use_cache = True
+            self._language_model.save_pretrained(folder, state_dict=state)
+            self._language_model.config.use_cache = False
+
+    def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each weight by name, whole while it is looked at: under ZeRO-3 a rank has room for one of them, not for all.
+
+        A collective call there: every rank goes through all of them.
+        """
+        for name, parameter in self._language_model.named_parameters():
+            with self._gathered([parameter]):
+                yield name, parameter
 
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
         import deepspeed

@@ -1,4 +1,4 @@
-"""GSM8K (2110.14168): grade-school word problems whose answer is one number."""
+"""GSM8K (2110.14168): grade-school word problems whose answer is one number, each with a worked solution."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.base import DataError, Question, Split
+from engine.data.base import Conversation, DataError, Question, Split
 from engine.data.files import FileRow, read_rows, split_rows
 from engine.data.jsonl import ask, system
 from workers.records import Message
 
 ANSWER_MARK = "####"
-CALCULATION = re.compile(r"<<[^<>]*>>")
-"""GSM8K's notes for a calculator, `<<48/2=24>>`, which nobody is to learn to write."""
+CALCULATION = re.compile(r"<<.*?>>")
+"""GSM8K's notes for a calculator, in the middle of its solutions: `48/2 = <<48/2=24>>24`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gsm8kData:
-    """Each row has a question and a worked solution, which ends in `#### <answer>`."""
+    """Each row has a question and a worked solution, which ends in `#### <answer>`.
+
+    The online algorithms ask the questions; the offline ones imitate the solutions.
+    """
 
     path: str = "openai/gsm8k"
     """A local .jsonl file, or a hub id, whose split `test` is then held out."""
@@ -51,9 +54,12 @@ class Gsm8kData:
                 where=self.path,
                 advice="Set a smaller data.shots.",
             )
-        examples = tuple(turn for row in train[: self.shots] for turn in self._example(row))
+        examples = tuple(turn for row in train[: self.shots] for turn in self._solved(row))
         rows = train[self.shots :] if split is Split.TRAIN else self._rows(split)
         return [self._question(row, examples) for row in rows]
+
+    def conversations(self, split: Split) -> Sequence[Conversation]:
+        return [self._conversation(row) for row in self._rows(split)]
 
     def _rows(self, split: Split) -> Sequence[FileRow]:
         if not Path(self.path).exists() and Path(self.path).suffix not in (".jsonl", ".json"):
@@ -81,7 +87,10 @@ class Gsm8kData:
             row=row.others(self.question_column, self.answer_column) | {"solution": solution},
         )
 
-    def _example(self, row: FileRow) -> tuple[Message, Message]:
+    def _conversation(self, row: FileRow) -> Conversation:
+        return Conversation(id=row.id, messages=(*system(self.system_prompt), *self._solved(row)))
+
+    def _solved(self, row: FileRow) -> tuple[Message, Message]:
         solution = CALCULATION.sub("", row.text(self.answer_column))
         return self._ask(row), Message(role="assistant", content=solution)
 

@@ -197,7 +197,6 @@ class _Closed:
             "train.zero_stage=1",
         ),
         (["model.path=examples"], "holds no config.json", "Hugging Face"),
-        (["algo=sft"], "SFT needs conversations", "another algo or data"),
         (["data=arithmetic_demos"], "GRPO needs questions", "another algo or data"),
         (["run.name=a/b"], "run.name is a/b", "run.folder"),
         (["run.steps=0"], "run.steps is 0", "above 0"),
@@ -214,6 +213,14 @@ def test_an_impossible_run_is_refused_with_what_to_set(typed: list[str], words: 
     assert words in problem
     assert advice in rest[-1]
     assert all(override in rest[0] for override in typed if not override.endswith("="))
+
+
+def test_questions_alone_cannot_be_imitated() -> None:
+    problem, origin, advice = refusal("algo=sft", "data=jsonl", "data.path=rows.jsonl").splitlines()
+
+    assert problem == "SFT needs conversations to learn from, and JsonlData has none."
+    assert origin == "  set by: algo=sft on the command line; data=jsonl on the command line"
+    assert "another algo or data" in advice
 
 
 def test_rollout_settings_do_not_matter_offline() -> None:

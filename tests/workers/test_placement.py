@@ -7,7 +7,7 @@ from pathlib import Path
 from runs import run_main
 
 from workers.config import ClusterConfig, Device, ModelConfig, RewardConfig, RolloutConfig, TeamConfig, TrainConfig
-from workers.placement import places_for
+from workers.places import places_for
 
 
 def team(**changes: object) -> TeamConfig:

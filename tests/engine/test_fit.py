@@ -1,0 +1,352 @@
+"""What a run needs is told before anything starts, in numbers that hold against hand arithmetic and measurement."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import CONF, REPOSITORY, Config, ConfigError, load_config
+from engine.fit import check_fit, device_need, devices_of, memory_need
+from engine.machine import Machine, this_machine
+from engine.need import activation_bytes_per_token, need_of
+from engine.sizes import ModelSizes, shipped_models
+from workers.config import Device
+
+GB = 1e9
+LAPTOP = Machine(gpu_bytes=(), free_memory_bytes=int(12 * GB))
+H100_BYTES = 81_559 * 2**20
+
+
+def gpus(count: int, *, size: int = H100_BYTES) -> Machine:
+    return Machine(gpu_bytes=(size,) * count, free_memory_bytes=int(500 * GB))
+
+
+def refusal(config: Config, machine: Machine) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_fit(config, machine)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+# ----------------------------------------------------------------------------- need: by hand
+
+
+def test_a_trainer_of_7b_under_zero_3_on_eight_ranks_needs_what_the_formula_says() -> None:
+    need = need_of("policy", load_config(["model=qwen2.5-7b", "train.ranks=8", "train.tokens_per_micro_batch=4096"]))
+    parameters, tokens = 7_615_616_512, 4096
+
+    weights_and_optimizer = (2 + 12) * parameters / 8
+    assert need.resident == pytest.approx(weights_and_optimizer + 1e9)
+    checkpoints = 2 * 28 * 3584 * tokens
+    one_layer = 2 * (8 * 3584 + 3 * 28 * 128 + 2 * 4 * 128 + 4 * 18944) * tokens
+    logits = 4 * 4 * tokens * 152_064
+    buckets = 2 * 5e8 + 2 * 1e9
+    gradients = 2 * parameters / 8
+    # Its 0.95 billion parameters would take the optimizer 15.2 GB of temporaries: more than the backward pass.
+    assert checkpoints + one_layer + logits + buckets < 16 * parameters / 8
+    assert need.working == pytest.approx(gradients + 16 * parameters / 8)
+    assert need.peak == pytest.approx(31.46e9, rel=0.001)  # 1 + 13.33 + 1.90 + 15.23
+
+
+def test_the_backward_pass_of_7b_is_its_largest_turn_at_8192_tokens() -> None:
+    need = need_of("policy", load_config(["model=qwen2.5-7b", "train.ranks=8"]))
+    tokens = 8192
+    backward = (
+        2 * 28 * 3584 * tokens
+        + 2 * (8 * 3584 + 3 * 3584 + 2 * 512 + 4 * 18944) * tokens
+        + 4 * 4 * tokens * 152_064
+        + 3e9
+    )
+    assert need.working == pytest.approx(2 * 7_615_616_512 / 8 + backward)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "resident", "gradients"),
+    [
+        ("bfloat16", 1, 2 + 12 / 4, 2),
+        ("bfloat16", 2, 2 + 12 / 4, 2 / 4),
+        ("bfloat16", 3, 14 / 4, 2 / 4),
+        ("float32", 0, 4 + 8, 4),
+        ("float32", 1, 4 + 12 / 4, 4),
+        ("float32", 3, 16 / 4, 4 / 4),
+    ],
+)
+def test_each_zero_stage_divides_one_thing_more(precision: str, stage: int, resident: float, gradients: float) -> None:
+    typed = ["model=qwen2.5-3b", "cluster=gpus_4", "train.ranks=4"]
+    config = load_config([*typed, f"model.precision={precision}", f"train.zero_stage={stage}"])
+    need = need_of("policy", config)
+    parameters = 3_085_938_688
+    assert need.resident - 1e9 == pytest.approx(resident * parameters)
+    assert need.working >= gradients * parameters + 4 * 4 * 8192 * 151_936
+
+
+def test_an_engine_needs_weights_and_keys_and_values_of_a_few_sequences() -> None:
+    config = load_config(["model=llama3.1-8b"])
+    weights = 2 * 8_030_261_248
+    cache = 4 * 2048 * (2 * 32 * 8 * 128 * 2)  # 128 KiB a token
+    room = 8192 * 2 * 3 * (4096 + 14336) + 3 * 4 * 256 * 128_256
+    assert need_of("rollout", config).working == pytest.approx(weights + cache + room)
+
+
+# ----------------------------------------------------------------------------- need: measured
+
+
+@pytest.mark.parametrize(("dtype", "number_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_a_layer_keeps_what_the_formula_says_within_a_quarter(dtype: str, number_bytes: int) -> None:
+    import torch
+
+    sizes = ModelSizes(layers=1, hidden=256, intermediate=1024, heads=8, key_value_heads=2, head_dimension=32)
+    tokens = (2, 128)
+    kept = _saved_bytes(sizes, getattr(torch, dtype), tokens, layers=3)
+    kept -= _saved_bytes(sizes, getattr(torch, dtype), tokens, layers=1)
+    told = activation_bytes_per_token(sizes, number_bytes=number_bytes)
+    assert told == pytest.approx(kept / 2 / 256, rel=0.25)
+
+
+def _saved_bytes(sizes: ModelSizes, dtype: object, tokens: tuple[int, int], *, layers: int) -> int:
+    """Of all that autograd keeps of one forward pass, weights left out."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    settings = Qwen2Config(
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_value_heads,
+        vocab_size=64,
+    )
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa").train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Held until it is counted: what is freed could lend its address to another tensor.
+        output = model.base_model(input_ids=torch.zeros(tokens, dtype=torch.long), use_cache=False)
+    assert output.last_hidden_state.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "checkpointing", "measured_gb"),
+    [
+        ("float32", 1, False, 4.49),
+        ("bfloat16", 1, False, 3.85),
+        ("float32", 1, True, 3.61),
+        ("float32", 0, False, 4.27),
+    ],
+)
+def test_a_measured_trainer_needed_that_much(
+    precision: str, stage: int, checkpointing: bool, measured_gb: float
+) -> None:
+    """The growth of one CPU rank's resident memory: a Qwen2 of 71 million parameters, 4 x 512 tokens, 511 answered."""
+    config = load_config(["model=smollm2-135m"])
+    config.sizes = ModelSizes(
+        layers=12,
+        hidden=576,
+        intermediate=1536,
+        heads=9,
+        key_value_heads=3,
+        head_dimension=64,
+        vocabulary=49_152,
+        tied_embeddings=True,
+        parameters=70_804_800,
+    )
+    config.train.zero_stage, config.train.tokens_per_micro_batch = stage, 2048
+    config.model.precision = type(config.model.precision)(precision)
+    config.model.gradient_checkpointing = checkpointing
+    import_gb = 0.45
+    assert need_of("policy", config).peak / GB - import_gb == pytest.approx(measured_gb, rel=0.25)
+
+
+def test_the_measured_default_run_needed_that_much() -> None:
+    measured_gb = 3.06  # the proportional set sizes of all its processes, at their highest
+    assert memory_need(load_config([])) / GB == pytest.approx(measured_gb, rel=0.25)
+
+
+# ----------------------------------------------------------------------------- who shares a GPU
+
+
+def test_everybody_shares_one_gpu_and_the_largest_turn_counts_once() -> None:
+    config = load_config(["model=qwen2.5-0.5b"])
+    (everybody,) = devices_of(config.team())
+    assert [place.role for place in everybody] == ["policy", "rollout", "reference"]
+    resident = sum(need_of(role, config).resident for role in ("policy", "rollout", "reference"))
+    assert device_need(config, everybody, engine_share=1e9) == resident + need_of("policy", config).working
+    assert device_need(config, everybody, engine_share=70e9) == resident + 70e9
+
+
+def test_whole_gpus_are_a_worker_s_own_and_parts_go_where_least_is_left() -> None:
+    config = load_config(["model=qwen2.5-7b"])
+    assert [[place.name for place in places] for places in devices_of(config.team())] == [
+        ["policy 0"],
+        ["policy 1"],
+        ["policy 2"],
+        ["policy 3"],
+        ["rollout 0"],
+        ["rollout 1"],
+        ["rollout 2"],
+        ["reference 0"],
+    ]
+    typed = ["cluster.gpus_per_trainer=0.6", "cluster.gpus_per_engine=0.4", "train.ranks=2", "rollout.engines=2"]
+    together = devices_of(load_config(["model=qwen2.5-7b", *typed]).team())
+    assert [[place.name for place in places] for places in together] == [
+        ["policy 0", "rollout 0"],
+        ["policy 1", "rollout 1"],
+        ["reference 0"],
+    ]
+
+
+@pytest.mark.parametrize("name", [model.name for model in shipped_models(CONF)])
+def test_every_model_fits_the_machine_that_its_file_names(name: str) -> None:
+    config = load_config([f"model={name}"])
+    file = (CONF / f"model/{name}.yaml").read_text()
+    if config.cluster.device is Device.CPU:
+        assert f"{name} needs" in check_fit(config, Machine(gpu_bytes=(), free_memory_bytes=int(14 * GB)))
+        return
+    words = {1: "one GPU", 4: "four GPUs", 8: "eight GPUs", 16: "sixteen GPUs"}
+    count = len(devices_of(config.team()))
+    assert f"on {words[count]} of 80 GB" in file
+    assert f"needs {count} GPU" in check_fit(config, gpus(count, size=80 * 10**9))
+
+
+# ----------------------------------------------------------------------------- in words
+
+
+def test_a_machine_without_a_gpu_is_told_what_is_needed_and_what_would_fit() -> None:
+    problem, advice = refusal(load_config(["algo=grpo", "model=qwen2.5-7b"]), LAPTOP).splitlines()
+
+    assert problem == (
+        "qwen2.5-7b needs 8 GPUs of 80 GB (trainers: 4 x 58 GB, engines: 3 x 18 GB, reference: 33 GB); "
+        "this machine has no GPU."
+    )
+    assert advice.startswith("  model=nano would fit here; cluster.address=")
+    roomy = Machine(gpu_bytes=(), free_memory_bytes=int(30 * GB))
+    assert "model=smollm2-135m would fit here" in refusal(load_config(["model=qwen2.5-7b"]), roomy)
+
+
+def test_too_few_and_too_small_gpus_are_told() -> None:
+    config = load_config(["model=qwen2.5-7b"])
+    assert "needs 8 GPUs of 80 GB" in refusal(config, gpus(4))
+    assert "this machine has 4 GPUs of 86 GB" in refusal(config, gpus(4))
+    small = refusal(config, gpus(8, size=24_564 * 2**20))
+    assert "this machine has 8 GPUs of 26 GB" in small
+    assert check_fit(config, gpus(8)).endswith("; this machine has 8 GPUs of 86 GB")
+
+
+def test_the_largest_smaller_model_that_fits_is_named() -> None:
+    assert "model=deepseek-r1-distill-qwen-1.5b would fit" in refusal(load_config(["model=qwen2.5-7b"]), gpus(1))
+    assert "model=qwen3-4b would fit here" in refusal(load_config(["model=qwen2.5-7b"]), gpus(4))
+
+
+def test_the_same_model_on_other_devices_is_named_before_a_smaller_one() -> None:
+    h200 = gpus(8, size=143_771 * 2**20)
+    assert "  model=qwen2.5-32b cluster=gpus_8 would fit here" in refusal(load_config(["model=qwen2.5-32b"]), h200)
+
+
+def test_a_large_model_on_cpu_is_told() -> None:
+    problem = refusal(load_config(["model=qwen2.5-7b", "cluster=cpu"]), LAPTOP).splitlines()[0]
+    assert problem.startswith("qwen2.5-7b needs 215 GB of memory (trainer: 149 GB, engine: 18 GB, reference: 32 GB")
+    assert problem.endswith("this machine has 12 GB free.")
+
+
+def test_without_a_reference_and_offline_less_is_needed() -> None:
+    assert len(devices_of(load_config(["model=qwen2.5-7b", "algo.kl_coef=0"]).team())) == 7
+    offline = refusal(load_config(["algo=sft", "model=qwen2.5-7b"]), LAPTOP)
+    assert offline.startswith("qwen2.5-7b needs 4 GPUs of 80 GB (trainers: 4 x 58 GB); ")
+    assert "kl_coef" not in offline
+
+
+def test_what_cannot_be_known_is_said_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = load_config(["model=qwen2.5-7b", "model.path=somebody/something"])
+    assert "somebody/something needs is not known" in check_fit(unknown, LAPTOP)
+    config = load_config(["model=qwen2.5-7b", "cluster.address=10.0.0.1:6379"])
+    assert "not checked" in check_fit(config, LAPTOP)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "not checked" in check_fit(load_config(["model=qwen2.5-7b"]), LAPTOP)
+
+
+# ----------------------------------------------------------------------------- what there is
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in that lists two GPUs, or those of --id."""
+    script = tmp_path / "nvidia-smi"
+    script.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 0 ]; do [ "$1" = --id ] && only="$2"; shift; done\n'
+        'case "$only" in "") echo 81559; echo 24564;; 0) echo 81559;; 1) echo 24564;; *) exit 6;; esac\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("visible", "mebibytes"), [(None, (81_559, 24_564)), ("1", (24_564,)), ("", ()), ("-1", ()), ("7", ())]
+)
+def test_gpus_are_those_that_cuda_would_see(
+    visible: str | None, mebibytes: tuple[int, ...], nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert this_machine().gpu_bytes == tuple(size * 2**20 for size in mebibytes)
+
+
+def test_a_machine_without_nvidia_smi_has_no_gpu(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(nvidia_smi.parent / "nowhere"))
+    assert this_machine().gpu_bytes == ()
+    assert this_machine().free_memory_bytes > 0
+
+
+# ----------------------------------------------------------------------------- at the command line
+
+
+def test_a_run_that_does_not_fit_ends_at_once_without_a_trace(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.main", "algo=grpo", "model=qwen2.5-7b", f"run.folder={tmp_path}"],
+        cwd=REPOSITORY,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("heliostat: qwen2.5-7b needs 8 GPUs of 80 GB (trainers: 4 x ")
+    assert "this machine has no GPU." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    # The processor's seconds: a machine that does other things too may take longer by the clock.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_the_check_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from engine.main import load_config, check_fit, this_machine;"
+        "print(check_fit(load_config([]), this_machine()));"
+        "print([name for name in ('torch', 'ray', 'transformers', 'vllm', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    told, heavy = done.stdout.splitlines()
+    assert told.startswith("nano needs 3.6 GB of memory (trainer: ")
+    assert heavy == "[]"
