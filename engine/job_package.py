@@ -117,8 +117,8 @@ def _quoted(value: str) -> str:
 
 def _model(path: str) -> Part:
     folder = Path(path).absolute()
-    if folder.is_relative_to(EXAMPLES):
-        place = folder.relative_to(REPOSITORY).as_posix()
+    if folder.resolve().is_relative_to(EXAMPLES):
+        place = folder.resolve().relative_to(REPOSITORY).as_posix()
         return Part(files=_below(folder, place=place), settings={"model.path": place})
     if not folder.exists() and not Path(path).is_absolute():
         return Part(settings={})  # a hub id
@@ -173,9 +173,10 @@ def _reward(config: Config) -> Part:
     try:
         build_reward(source)
     except RewardError as error:
-        if not isinstance(error.__cause__, ImportError):
+        cause = error.__cause__
+        if not isinstance(cause, ImportError) or (cause.name or "").split(".")[0] in PACKAGES:
             raise
-        notes = (f"{spec} could not be tried here ({error.__cause__}); the cluster may have what it imports",)
+        notes = (f"{spec} could not be tried here ({cause}); the cluster may have what it imports",)
     if not source.file:
         module = _module(spec.rpartition(":")[0])
         return Part(files=module.files, settings={}, notes=notes)

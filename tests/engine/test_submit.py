@@ -12,18 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from runs import REPOSITORY
 
-from engine import job_package
+from engine import job_package, job_server
 from engine.config import ConfigError, load_config, load_config_for_cluster
 from engine.job_package import JobPackage, pack, rewritten
-from engine.job_server import job_server_address
+from engine.job_server import JobServer, JobState, job_server_address
 from rewards.load import RewardError
 
 ELSEWHERE = "run.folder=/shared/runs"
@@ -111,6 +112,8 @@ def test_a_broken_reward_is_told_here(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     with pytest.raises(RewardError, match="did you mean odd"):
         packed(f"reward.function={tmp_path}/mine.py:od")
+    with pytest.raises(RewardError, match=r"rewards\.numbr"):
+        packed("reward.function=rewards.numbr:exact")
 
 
 def test_a_reward_that_imports_what_only_the_cluster_has_is_sent_with_a_note(tmp_path: Path) -> None:
@@ -227,6 +230,44 @@ def test_a_mistake_ends_with_code_2_and_what_to_do(mistake: tuple[str, ...], tol
     assert done.returncode == 2, done.stdout
     assert told in done.stdout
     assert "Traceback" not in done.stdout
+
+
+# ----------------------------------------------------------------------------- following
+
+
+class BreakingClient:
+    """Ray's client for a job that prints three lines, over a connection that breaks within the second, once."""
+
+    def __init__(self) -> None:
+        self.printed = "one\ntw"
+        self.tails = 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self.tails += 1
+        yield self.printed
+        if self.tails == 1:
+            self.printed = "one\ntwo\n"
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        self.printed = "one\ntwo\nthree\n"
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        status = SimpleNamespace(value="RUNNING" if self.tails == 1 else "SUCCEEDED")
+        return SimpleNamespace(
+            submission_id=job_id, status=status, message=None, start_time=None, end_time=None, metadata=None
+        )
+
+    def get_job_logs(self, job_id: str) -> str:
+        return self.printed
+
+
+def test_a_broken_connection_repeats_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_server, "RETRY_S", 0.0)
+    server = object.__new__(JobServer)  # without the connection
+    server.address, server._client = "http://head:8265", BreakingClient()
+    shown: list[str] = []
+    assert server.follow("a", shown.append).state is JobState.SUCCEEDED
+    assert "".join(shown) == "one\ntwo\nthree\n"
+    assert server._client.tails == 2
 
 
 # ----------------------------------------------------------------------------- a cluster with its job server
