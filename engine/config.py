@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from engine import config_help
 from engine.compose import Composed, compose
-from engine.config_checks import check
+from engine.config_checks import check, check_for_cluster
 from engine.config_error import ConfigError
 from engine.sizes import ModelSizes, read_sizes, shipped_models
 from workers.config import (
@@ -24,7 +24,7 @@ from workers.config import (
 )
 
 __all__ = ["Bounds", "ChecksConfig", "Config", "ConfigError", "EvaluationConfig", "Resume", "RunConfig"]
-__all__ += ["help_text", "load_config"]
+__all__ += ["cluster_address", "help_text", "load_config", "load_config_for_cluster"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -170,13 +170,27 @@ class Config:
 
 def load_config(argv: Sequence[str]) -> Config:
     """The run that `argv` asks for, or a `ConfigError` that says why it cannot be."""
+    return _load(argv, check)
+
+
+def load_config_for_cluster(argv: Sequence[str]) -> Config:
+    """The same for a run that other machines do: what only they hold is not looked for here."""
+    return _load(argv, check_for_cluster)
+
+
+def cluster_address(argv: Sequence[str]) -> str:
+    """`cluster.address` as typed or as a file says it; empty when neither does. Nothing else of the run is checked."""
+    return compose(argv, Config, conf=CONF, open_sections=OPEN_SECTIONS).config.cluster.address
+
+
+def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     composed = compose(argv, Config, conf=CONF, open_sections=OPEN_SECTIONS)
     config = composed.config
     if not config.run.name:
         config.run.name = "-".join(composed.choices[group] for group in ("algo", "model", "data"))
     config.model.path = _found_from_anywhere(config.model.path)
     try:
-        check(config)
+        checked(config)
         config.sizes = _sizes_of_path(composed)
     except ConfigError as error:
         raise composed.sources.explain(error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,20 @@ SHARES = (
 
 def check(config: Config) -> None:
     """Raises a `ConfigError` for the first thing that cannot be."""
+    _check_settings(config)
+    _check_address(config)
+    _check_model_folder(config)
+
+
+def check_for_cluster(config: Config) -> None:
+    """The same for a run that is sent to a cluster, whose machines may hold a model that this one does not."""
+    _check_settings(config)
+    _check_lasting_folder(config)
+    if Path(config.model.path).exists() or not Path(config.model.path).is_absolute():
+        _check_model_folder(config)
+
+
+def _check_settings(config: Config) -> None:
     _check_algorithm(config)
     _check_numbers(config)
     _check_model(config)
@@ -133,6 +148,10 @@ def _check_model(config: Config) -> None:
             keys=("model.weights", "algo"),
             advice="Train it first (algo=sft), then set model.path to that run's export.",
         )
+
+
+def _check_model_folder(config: Config) -> None:
+    model = config.model
     folder = Path(model.path)
     if not folder.exists():
         if HUB_ID.fullmatch(model.path):
@@ -164,6 +183,28 @@ def _check_run(config: Config) -> None:
             f"run.name is {name}, and a name is one folder.",
             keys=("run.name",),
             advice="Set run.folder to where runs are kept, and run.name without slashes.",
+        )
+
+
+def _check_address(config: Config) -> None:
+    name = "cluster.address" if config.cluster.address else "RAY_ADDRESS"
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{name} is {address}: a job server, and a run joins a cluster itself.",
+            keys=("cluster.address",),
+            advice="`python -m engine.submit` with the same settings sends the run there; "
+            "to join, give <head node>:6379, or auto on a machine of the cluster.",
+        )
+
+
+def _check_lasting_folder(config: Config) -> None:
+    if not Path(config.run.folder).is_absolute():
+        raise ConfigError(
+            f"run.folder is {config.run.folder}: on a cluster that is a temporary folder of the job's, and the run "
+            "would be lost with it.",
+            keys=("run.folder",),
+            advice="Set run.folder to an absolute path on storage that every machine of the cluster sees.",
         )
 
 

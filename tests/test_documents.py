@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import load_config
+from engine import submit
+from engine.config import load_config, load_config_for_cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("examples/**/*.md"))]
@@ -45,6 +46,9 @@ def test_a_documented_command_is_real(document: str, command: str, files_of_a_re
     elif words[1:3] == ["-m", "engine.main"]:
         if "--help" not in words:
             load_config(words[3:])
+    elif words[1:3] == ["-m", "engine.submit"]:
+        if words[3] not in submit.COMMANDS:
+            load_config_for_cluster(words[3:])
     else:
         assert (REPOSITORY / words[1]).is_file()
 

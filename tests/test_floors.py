@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ["engine", "workers", "rewards"]  # from the top down
 ROOF = {"tests", "examples", "conf"}  # these import the floors, never the other way round
 HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers"}
-IMPORT_LIGHT = ["engine/main.py", "engine/config.py", "engine/algorithms/**/*.py", "workers/config.py"]
+IMPORT_LIGHT = ["engine/main.py", "engine/submit.py", "engine/job_*.py", "engine/config.py"]
 IMPORT_LIGHT += ["engine/fit.py", "engine/need.py", "engine/machine.py", "engine/sizes.py", "workers/places.py"]
+IMPORT_LIGHT += ["engine/algorithms/**/*.py", "workers/config.py"]
 
 
 # ----------------------------------------------------------------------------- the checker

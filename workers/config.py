@@ -141,7 +141,8 @@ class ClusterConfig:
 
     device: Device = Device.CPU
     address: str = ""
-    """An existing Ray cluster; empty starts a local one."""
+    """An existing Ray cluster: <head node>:6379, or auto on one of its machines; empty takes RAY_ADDRESS from the
+    environment, and without it starts a local one. For engine.submit, the job server: http://<head node>:8265."""
     gpus_per_trainer: float = 1.0
     gpus_per_engine: float = 1.0
     cpus_per_worker: float = 1.0

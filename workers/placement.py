@@ -22,28 +22,36 @@ class PlacementTimeout(RunStopped):
     """The cluster could not give the devices that the workers ask for."""
 
 
+class NoCluster(RunStopped):
+    """There is no Ray cluster at the address that was given."""
+
+
 @contextmanager
 def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]:
-    """A Ray cluster: the one at `cluster.address`, or a local one that is gone afterwards.
+    """A Ray cluster: the one at `cluster.address` or RAY_ADDRESS, or a local one that is gone afterwards.
 
     A local cluster declares the CPUs that the bundles ask for: two cores may serve six workers that take turns.
     """
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(PROJECT_FOLDER), os.environ.get("PYTHONPATH", "")])}}
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local_only: dict[str, object] = {}
-    if not cluster.address:
+    if address == "local":
         local_only = {
             "num_cpus": math.ceil(sum(place.cpus for place in places)),
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",  # nothing of a local run listens to the network
             "object_store_memory": 1 << 30,
         }
-    ray.init(
-        address=cluster.address or "local",
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level="ERROR",
-        **local_only,
-    )
+    try:
+        ray.init(
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **local_only,
+        )
+    except ConnectionError as error:
+        raise NoCluster(f"no Ray cluster answers at {address}, from cluster.address or RAY_ADDRESS: {error}") from error
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from runs import run_main
 
 from workers.config import ClusterConfig, Device, ModelConfig, RewardConfig, RolloutConfig, TeamConfig, TrainConfig
@@ -44,8 +45,11 @@ def test_only_models_ask_for_gpus_and_fractions_mean_taking_turns() -> None:
     assert not any(place.gpus for place in places_for(team()))
 
 
-def test_too_few_devices_end_the_run_with_what_was_asked_for_and_what_there_is(tmp_path: Path, cluster: str) -> None:
-    asked = ("cluster.cpus_per_worker=50", "cluster.placement_timeout_s=2", f"cluster.address={cluster}")
+def test_too_few_devices_end_the_run_with_what_was_asked_for_and_what_there_is(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)  # joined, because cluster.address is empty
+    asked = ("cluster.cpus_per_worker=50", "cluster.placement_timeout_s=2")
     run = run_main(*asked, folder=tmp_path, name="too_large")
     assert run.exit_code == 1
     assert "CPU: 200 asked, 8 in the cluster" in run.output
