@@ -29,6 +29,7 @@ __all__ += ["cluster_address", "help_text", "load_config", "load_config_for_clus
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
 OPEN_SECTIONS = ("algo", "data")
+OWN_MODEL = "model=own"
 
 
 class Resume(Enum):
@@ -184,7 +185,7 @@ def cluster_address(argv: Sequence[str]) -> str:
 
 
 def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
-    composed = compose(argv, Config, conf=CONF, open_sections=OPEN_SECTIONS)
+    composed = compose(_of_own_model(argv), Config, conf=CONF, open_sections=OPEN_SECTIONS)
     config = composed.config
     if not config.run.name:
         config.run.name = "-".join(composed.choices[group] for group in ("algo", "model", "data"))
@@ -195,6 +196,12 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     except ConfigError as error:
         raise composed.sources.explain(error) from None
     return config
+
+
+def _of_own_model(argv: Sequence[str]) -> Sequence[str]:
+    """A path without a model's name means a model of one's own: none of the default model's settings are meant."""
+    keys = {text.partition("=")[0].lstrip("+") for text in argv}
+    return [OWN_MODEL, *argv] if "model.path" in keys and not keys & {"model", "experiment"} else argv
 
 
 def help_text() -> str:

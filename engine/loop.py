@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ray
 
 from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.evaluation import evaluate
-from engine.experience import assign
+from engine.experience import Assignment, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
 from engine.resume import Progress, checkpoint_state
@@ -48,8 +50,16 @@ def train_online(
                 metrics |= of_rollouts(taken)
 
             with workers.learning():
-                with tracker.phase("learn"):
-                    metrics |= _learn(taken, state, config, workers, is_first_step=step == 0)
+                batch = _credited(taken, config)
+                with tracker.phase("reference"):
+                    frozen = workers.reference.outputs(
+                        batch.shares, temperature=config.rollout.temperature, groups=batch.groups
+                    )
+                with tracker.phase("update"):
+                    metrics |= _update(batch, frozen, state, config, workers)
+                    # With one update a step, the first step's loss still sees the policy that the reference copies.
+                    at_start = step == 0 and config.train.updates_per_step == 1
+                    check_agreement(metrics, config.bounds, is_first_update=at_start)
                 with tracker.phase("publish"):
                     published = workers.publish_weights(version=step + 1)
                     tracker.label("weights_checksum", published.checksum)
@@ -75,26 +85,31 @@ def train_online(
                 tracker.say(f"saved {checkpoints.save(step + 1, workers.policy.save, here)}")
 
 
-def _learn(taken: Taken, state: AlgorithmState, config: Config, workers: Workers, *, is_first_step: bool) -> Metrics:
-    """Credit the rollouts and update the policy, on the ranks that own the rows."""
-    batch = assign(
+def _credited(taken: Taken, config: Config) -> Assignment:
+    """What each response is worth, and which rank learns from it."""
+    return assign(
         taken.groups,
         config.algo,
         ranks=config.train.ranks,
         updates_per_step=config.train.updates_per_step,
         horizon=config.rollout.max_response_tokens,
     )
-    temperature = config.rollout.temperature
-    frozen = workers.reference.outputs(batch.shares, temperature=temperature, groups=batch.groups)
+
+
+def _update(
+    batch: Assignment, frozen: Sequence[ray.ObjectRef], state: AlgorithmState, config: Config, workers: Workers
+) -> Metrics:
+    """Learn from the batch, on the ranks that own its rows."""
     reports = workers.policy.update(
-        batch.shares, config.algo, state, temperature=temperature, frozen_outputs=frozen, groups=batch.groups
+        batch.shares,
+        config.algo,
+        state,
+        temperature=config.rollout.temperature,
+        frozen_outputs=frozen,
+        groups=batch.groups,
     )
-    metrics = of_update(reports)
     check_tokens(reports, announced=batch.action_tokens)
-    # With one update a step, the first step's loss still sees the very policy that the reference is a copy of.
-    at_start = is_first_step and config.train.updates_per_step == 1
-    check_agreement(metrics, config.bounds, is_first_update=at_start)
-    return metrics | {"advantage_std": batch.advantage_std}
+    return of_update(reports) | {"advantage_std": batch.advantage_std}
 
 
 def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, *, step: int) -> None:

@@ -23,6 +23,7 @@ def of_rollouts(taken: Taken) -> Metrics:
     return {
         "reward/mean": float(judged.mean()),
         "reward/std": float(judged.std()),
+        "reward/judging_s": float(sum(summary.judging_s for summary in summaries)),
         "reward/unjudged_share": 1.0 - len(judged) / len(scores),
         "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
         **{f"reward/{name}": float(np.mean([s.parts[name] for s in summaries if name in s.parts])) for name in parts},

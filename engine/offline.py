@@ -31,7 +31,7 @@ def train_offline(
         _measure(task, workers, tracker, ranks=ranks, step=0)
 
     for step in range(start.step, run.steps):
-        with tracker.step(step) as metrics, tracker.phase("learn"):
+        with tracker.step(step) as metrics, tracker.phase("update"):
             rows = [task.examples[ledger.admit()[1]] for _ in range(config.train.examples_per_step)]
             totals = _totals(rows, horizon=config.model.context_length)
             reports = workers.policy.fit(_deal(rows, ranks), totals, config.algo)

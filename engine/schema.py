@@ -18,6 +18,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from engine.config_error import ConfigError
 
 HELP_COMMAND = "python -m engine.main --help"
+MISSING = "???"
+"""What a YAML file writes where a person must."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +145,9 @@ def fit(
         key = f"{prefix}{name}"
         if name not in names:
             raise _unknown_key(key, value, leaves)
+        if value == MISSING:
+            # OmegaConf would take the dataclass's default, which is not what this file's author meant.
+            raise ConfigError(f"{key} has no value.", keys=(key,), advice=f"Type {key}=<{leaves[key].kind()}>.")
         if not dataclasses.is_dataclass(hints[name]):
             fitted[name] = _enum_name(key, enum_of(hints[name]), value)
         elif isinstance(value, Mapping):

@@ -16,7 +16,6 @@ from runs import REPOSITORY, Finished, run_main
 from safetensors.torch import load_file
 
 SMALL = (
-    "model.path=examples/nano/policy",
     "evaluation.prompts=8",
     "evaluation.samples_per_prompt=2",
     "evaluation.every_steps=2",

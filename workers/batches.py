@@ -19,14 +19,15 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     """Rows, in their order, as one right-padded batch. Raises KeyError when a row's group is not among `groups`."""
     by_draw = {group.draw: group for group in groups}
     rollouts = [by_draw[row.draw].rollouts[row.sample].rollout for row in rows]
-    responses = [torch.from_numpy(rollout.token_ids).long() for rollout in rollouts]
+    # torch.tensor copies: what comes out of Ray's object store must not be written to.
+    responses = [torch.tensor(rollout.token_ids, dtype=torch.long) for rollout in rollouts]
     prompts = [torch.tensor(rollout.prompt.token_ids, dtype=torch.long) for rollout in rollouts]
     return Batch(
         context=tuple(torch.cat(pair) for pair in zip(prompts, responses, strict=True)),
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
         token_ids_BT=_pad(responses),
-        mask_BT=_pad([torch.from_numpy(rollout.action_mask()) for rollout in rollouts]),
-        rollout_logprobs_BT=_pad([torch.from_numpy(rollout.logprobs) for rollout in rollouts]),
+        mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts]),
+        rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts]),
         advantage_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
     )
 

@@ -104,6 +104,13 @@ class WorkerGroup:
         except RayTaskError as error:
             raise roster.raised(error, refs, role=self.role, verb=verb) from None
 
+    def wait_there(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
+        """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
+        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
+        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=limit_s, fetch_local=False)
+        if late:
+            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
+
 
 class PolicyGroup(WorkerGroup):
     """The data-parallel ranks of the policy trainer; every verb is a collective of all ranks."""
@@ -167,10 +174,12 @@ class ReferenceGroup(WorkerGroup):
         if not self._actors:
             nothing = ray.put({})
             return [nothing] * len(shares)
-        return [
+        said = [
             self._actors[index % len(self)].reference_outputs.remote(share, temperature, *refs)
             for index, (share, refs) in enumerate(zip(shares, groups, strict=True))
         ]
+        self.wait_there(said, verb="look at the rollouts")
+        return said
 
 
 class RolloutGroup(WorkerGroup):

@@ -166,7 +166,7 @@ class GroupSummary:
     Example:
         GroupSummary(draw=7, prompt_id="arithmetic-1234", score_G=[1.0, nan], length_G=[3, 3], action_tokens_G=[3, 3],
                      prompt_length=9, truncated_G=[False, False], version=2, failures=(Failure(...),),
-                     parts={"correct": 1.0})
+                     parts={"correct": 1.0}, judging_s=0.002)
     """
 
     draw: int
@@ -184,6 +184,8 @@ class GroupSummary:
     failures: tuple[Judgement, ...]
     parts: Mapping[str, float]
     """Mean of each named part over the judged responses."""
+    judging_s: float
+    """That the reward took for all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +196,7 @@ class Group:
     draw: int
     rollouts: tuple[ScoredRollout, ...]
 
-    def summary(self) -> GroupSummary:
+    def summary(self, *, judging_s: float) -> GroupSummary:
         judgements = [scored.judgement for scored in self.rollouts]
         scores = [judgement for judgement in judgements if isinstance(judgement, Score)]
         names = sorted({name for score in scores for name in score.parts})
@@ -210,6 +212,7 @@ class Group:
             version=min(rollout.oldest_version() for rollout in rollouts),
             failures=tuple(judgement for judgement in judgements if not isinstance(judgement, Score)),
             parts={name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names},
+            judging_s=judging_s,
         )
 
 

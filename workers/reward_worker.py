@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from rewards.load import RewardSource, check_columns
@@ -23,13 +24,15 @@ class RewardWorker:
         if len(draws) > 1:
             raise ValueError(f"a group holds the rollouts of one draw, not of draws {draws}")
         check_columns(self._arguments, prompt.row)
+        started = time.perf_counter()
         judgements = self._process.judge([(rollout.text, prompt.answer, prompt.row) for rollout in rollouts])
+        judging_s = time.perf_counter() - started
         scored = tuple(
             ScoredRollout(rollout=rollout, judgement=judgement)
             for rollout, judgement in zip(rollouts, judgements, strict=True)
         )
         group = Group(prompt=prompt, draw=draw, rollouts=scored)
-        return group, group.summary()
+        return group, group.summary(judging_s=judging_s)
 
     def close(self) -> None:
         """Kill the reward's process."""

@@ -129,9 +129,7 @@ class TrainWorker:
         `frozen_outputs` are what frozen models said of these rows, [B, T] each, rows in the order of `updates`.
         """
         batch = self._on_device(collate([row for update in updates for row in update.rows], groups))
-        tensors = {
-            name: pad_with_blank(torch.from_numpy(array)).to(self._device) for name, array in frozen_outputs.items()
-        }
+        tensors = {name: pad_with_blank(torch.tensor(array)).to(self._device) for name, array in frozen_outputs.items()}
         recomputed = self._train.old_logprobs is OldLogprobs.RECOMPUTE or len(updates) > 1
         if recomputed:
             tensors["old_logprobs_BT"] = self.logprobs(batch, temperature=temperature)

@@ -14,7 +14,7 @@ from engine.config import CONF, REPOSITORY, ChecksConfig, Config, ConfigError, R
 from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
 from workers.config import EngineKind, Precision, Weights
 
-BLANK = ("model.path=examples/nano/policy",)
+BLANK = ("model=nano",)
 
 
 def load(*overrides: str) -> Config:

@@ -10,7 +10,7 @@ from engine.algorithms.kl import KlEstimator
 from engine.algorithms.sft import SFT
 from engine.config import CONF, Config, ConfigError, load_config
 
-BLANK = ("model.path=examples/nano/policy",)
+BLANK = ("model=nano",)
 
 
 def load(*overrides: str) -> Config:

@@ -22,7 +22,7 @@ def taken(draw: int, scores: list[float], *, lengths: list[int] | None = None, a
     summary = GroupSummary(
         draw=draw, prompt_id=f"p{draw}", score_G=np.array(scores, dtype=np.float64), length_G=length_G,
         action_tokens_G=np.array(actions) if actions else length_G, prompt_length=5,
-        truncated_G=np.zeros(len(scores), dtype=bool), version=0, failures=(), parts={},
+        truncated_G=np.zeros(len(scores), dtype=bool), version=0, failures=(), parts={}, judging_s=0.0,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=f"group {draw}")
 

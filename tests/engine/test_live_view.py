@@ -18,7 +18,7 @@ NAN = float("nan")
 def step(number: int, **changes: float) -> dict[str, float]:
     online = {"reward/mean": 0.02 * number, "kl": 0.001, "entropy": 1.2, "response_length/mean": 3.25}
     more = {"response_length/truncated_share": 0.125, "logprob_gap_max": 2e-5, "tokens_per_s": 12345.0}
-    times = {"time/step_s": 2.0, "time/generate_s": 1.0, "time/learn_s": 0.5, "time/publish_s": 0.1}
+    times = {"time/step_s": 2.0, "time/generate_s": 1.0, "time/update_s": 0.5, "time/publish_s": 0.1}
     return {"step": number, **online, **more, **times, **changes}
 
 
@@ -109,13 +109,13 @@ def test_every_figure_is_shown_at_its_last_value() -> None:
 def test_a_phase_has_its_share_of_the_step_as_a_bar() -> None:
     shown = {line.split()[1]: line for line in lines_of(run(step(1), step(2))) if "━" in line and " s " in line}
     bars = {name: line.count("━") for name, line in shown.items()}
-    assert list(bars) == ["generate", "learn", "publish"]
-    assert bars["generate"] == 2 * bars["learn"] and bars["generate"] > bars["publish"] > 0
+    assert list(bars) == ["generate", "update", "publish"]
+    assert bars["generate"] == 2 * bars["update"] and bars["generate"] > bars["publish"] > 0
     assert "1.00 s" in shown["generate"] and "50%" in shown["generate"]
 
 
 def test_numbers_that_are_none_are_told_and_not_drawn() -> None:
-    bad = step(2, **{"reward/mean": NAN, "kl": math.inf, "time/learn_s": NAN})
+    bad = step(2, **{"reward/mean": NAN, "kl": math.inf, "time/update_s": NAN})
     text = "\n".join(lines_of(run(step(1), bad)))
     assert "reward nan" in text and "inf" in text
     alone = run({name: NAN for name in step(1)} | {"step": 1})
@@ -123,7 +123,9 @@ def test_numbers_that_are_none_are_told_and_not_drawn() -> None:
 
 
 def test_an_offline_stage_draws_its_loss() -> None:
-    rows = [{"step": n, "loss": 3.0 / n, "tokens_per_s": 10.0, "time/step_s": 1.0, "time/learn_s": 1.0} for n in (1, 2)]
+    rows = [
+        {"step": n, "loss": 3.0 / n, "tokens_per_s": 10.0, "time/step_s": 1.0, "time/update_s": 1.0} for n in (1, 2)
+    ]
     text = "\n".join(lines_of(run(*rows, held_out=({"step": 0, "held_out/nll": 2.5},))))
     assert "loss 1.500" in text and "2.5000" in text and "reward" not in text
 

@@ -17,7 +17,7 @@ NAN = float("nan")
 
 
 def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **fields: object) -> TakenGroup:
-    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "parts": {}} | fields
+    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "parts": {}, "judging_s": 0.5} | fields
     summary = GroupSummary(
         draw=0, prompt_id="p", score_G=np.array(scores), length_G=np.array(lengths), version=0, failures=(),
         action_tokens_G=np.array(lengths), prompt_length=prompt_length, **settings,
@@ -38,6 +38,7 @@ def test_the_mean_and_spread_are_those_of_the_judged_responses_alone() -> None:
     assert seen["reward/mean"] == pytest.approx(0.5)
     assert seen["reward/std"] == pytest.approx(math.sqrt(0.5 / 3))
     assert seen["reward/unjudged_share"] == pytest.approx(2 / 5)
+    assert seen["reward/judging_s"] == 1.0
 
 
 def test_a_group_without_any_judgement_is_neither_uniform_nor_not() -> None:

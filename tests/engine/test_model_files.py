@@ -55,7 +55,8 @@ def test_there_is_a_file_for_every_model_of_the_list() -> None:
     qwen3 = {f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b")}
     llama = {"llama3.2-1b", "llama3.2-3b", "llama3.1-8b"}
     others = {"nano", "smollm2-135m", "deepseek-r1-distill-qwen-1.5b", "deepseek-r1-distill-qwen-7b"}
-    assert {model.name for model in SHIPPED} == set(OPTIONS["model"]) == qwen2 | qwen3 | llama | others
+    assert {model.name for model in SHIPPED} == qwen2 | qwen3 | llama | others
+    assert set(OPTIONS["model"]) == {model.name for model in SHIPPED} | {"own"}
 
 
 @each_model()
@@ -136,6 +137,17 @@ def test_a_large_model_moves_the_defaults() -> None:
 @each_model("qwen3-0.6b", "qwen3-8b", "deepseek-r1-distill-qwen-7b")
 def test_a_model_that_thinks_may_answer_at_length(model: ShippedModel) -> None:
     assert load_config([f"model={model.name}"]).rollout.max_response_tokens == 4096
+
+
+def test_a_path_without_a_model_s_name_takes_nothing_of_the_default_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    own = load_config([f"model.path={tmp_path}", "data.path=rows.jsonl"])
+    assert (own.train.learning_rate, own.reward.function) == (1e-6, "rewards.gsm8k:correct")
+    assert load_config([f"model.path={tmp_path}", "model=nano"]).train.learning_rate == 3e-4
+    assert load_config([f"model.path={tmp_path}", "experiment=smollm2_sums"]).data.task == "chain_sum"
+    with pytest.raises(ConfigError, match="model.path has no value"):
+        load_config(["model=own"])
 
 
 def test_what_is_typed_wins_over_the_model() -> None:

@@ -63,7 +63,7 @@ def summary(request: GroupRequest, failures: tuple[Failure, ...]) -> GroupSummar
     count_G = np.full(size, 3)
     return GroupSummary(
         draw=request.draw, prompt_id=request.prompt.id, score_G=score_G, length_G=count_G, action_tokens_G=count_G,
-        prompt_length=1, truncated_G=np.zeros(size, dtype=bool), version=0, failures=failures, parts={},
+        prompt_length=1, truncated_G=np.zeros(size, dtype=bool), version=0, failures=failures, parts={}, judging_s=0.0,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def test_by_default_every_group_is_kept_and_the_state_stays() -> None:
         version=2,
         failures=(),
         parts={"correct": 1.0},
+        judging_s=0.0,
     )
     assert GRPO().keep(summary) is None
     assert GRPO().next_state(AlgorithmState(kl_coef=0.3), {"kl": 9.0}) == AlgorithmState(kl_coef=0.3)
