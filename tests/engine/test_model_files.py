@@ -146,7 +146,7 @@ def test_a_path_without_a_model_s_name_takes_nothing_of_the_default_model(tmp_pa
     assert (own.train.learning_rate, own.reward.function) == (1e-6, "rewards.gsm8k:correct")
     assert load_config([f"model.path={tmp_path}", "model=nano"]).train.learning_rate == 3e-4
     assert load_config([f"model.path={tmp_path}", "experiment=smollm2_sums"]).data.task == "chain_sum"
-    with pytest.raises(ConfigError, match="model.path has no value"):
+    with pytest.raises(ConfigError, match=r"model\.path has no value"):
         load_config(["model=own"])
 
 

@@ -1,0 +1,146 @@
+"""Where the time of a step goes: generate, score, reference, update, sync, rest.
+
+    python -m tests.bench.step                        # nano, and SmolLM2 where its folder is
+    python -m tests.bench.step --json step.json       # the same as JSON; --json alone prints it
+    python -m tests.bench.step --case nano --steps 20
+
+Real runs of the real command; each figure is the mean over the steps after the first ones, which warm up. Read the
+shares: seconds are of one machine. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2 (examples/smollm2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.config import load_config
+from engine.fingerprint import fingerprint, flattened
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMOLLM2 = Path(os.environ.get("HELIOSTAT_SMOLLM2", REPOSITORY / "build" / "smollm2-135m"))
+WARM_UP_STEPS = 2
+PHASES = {"generate": "generate", "reference": "reference", "update": "update", "publish": "sync"}
+"""A run's phase -> its name here. Scoring goes on beside generation: it is told apart, and is no share of the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One run to look at."""
+
+    name: str
+    overrides: tuple[str, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Means over the steps of one run."""
+
+    case: str
+    command: str
+    git: str
+    config: str
+    """Hash of all settings."""
+    seed: int
+    steps: int
+    step_s: float
+    phase_s: dict[str, float]
+    """Phases follow each other; with `rest` they add up to `step_s`."""
+    score_s: float
+    """Of one reward worker, beside generation."""
+    tokens_per_s: float
+
+
+CASES = (
+    Case(name="nano", overrides=(), steps=12),
+    Case(
+        name="smollm2-135m",
+        overrides=("experiment=smollm2_sums", f"model.path={SMOLLM2}", "algo.kl_coef=0.04"),
+        steps=5,
+    ),
+)
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    overrides = [*case.overrides, f"run.steps={case.steps}", "evaluation.prompts=0", f"run.name={case.name}"]
+    config = load_config([*overrides, f"run.folder={folder}"])
+    command = [sys.executable, "-m", "engine.main", *overrides, f"run.folder={folder}"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
+    rows = [json.loads(line) for line in (folder / case.name / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["step"] > WARM_UP_STEPS]
+    phase_s = {name: _mean(rows, f"time/{phase}_s") for phase, name in PHASES.items()}
+    step_s = _mean(rows, "time/step_s")
+    return Measured(
+        case=case.name,
+        command=" ".join(["python -m engine.main", *overrides]),
+        git=_git(),
+        config=fingerprint({key: value for key, value in flattened(config).items() if key != "run.folder"}),
+        seed=config.run.seed,
+        steps=len(rows),
+        step_s=step_s,
+        phase_s=phase_s | {"rest": step_s - sum(phase_s.values())},
+        score_s=_mean(rows, "reward/judging_s") / config.reward.workers,
+        tokens_per_s=_mean(rows, "tokens_per_s"),
+    )
+
+
+def show(measured: Sequence[Measured]) -> None:
+    table = Table(title="mean seconds of a step, and their share", title_justify="left")
+    for heading in ("", *measured[0].phase_s, "step", "score (beside generate)", "tokens/s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for one in measured:
+        shares = [f"{seconds:.3f}  {seconds / one.step_s:4.0%}" for seconds in one.phase_s.values()]
+        table.add_row(one.case, *shares, f"{one.step_s:.3f}", f"{one.score_s:.3f}", f"{one.tokens_per_s:,.0f}")
+    Console(width=130).print(table)
+
+
+def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
+    return statistics.fmean(row[name] for row in rows)
+
+
+def _git() -> str:
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON: into a file, or printed")
+    parser.add_argument("--case", choices=[case.name for case in CASES], help="one of them (default: all)")
+    parser.add_argument("--steps", type=int, help=f"of each run; the first {WARM_UP_STEPS} warm up")
+    asked = parser.parse_args()
+    if asked.steps is not None and asked.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps is {asked.steps}: the first {WARM_UP_STEPS} steps are not measured")
+    cases = [case for case in CASES if asked.case in (None, case.name)]
+    if not SMOLLM2.exists():
+        print(f"smollm2-135m is left out: no model in {SMOLLM2} (see examples/smollm2)", file=sys.stderr)
+        cases = [case for case in cases if case.name != "smollm2-135m"]
+    if not cases:
+        sys.exit(2)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = [
+            measure(Case(name=case.name, overrides=case.overrides, steps=asked.steps or case.steps), Path(folder))
+            for case in cases
+        ]
+    text = json.dumps([asdict(one) for one in measured], indent=1)
+    if asked.json == "-":
+        print(text)
+        return
+    show(measured)
+    if asked.json:
+        Path(asked.json).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
