@@ -10,7 +10,7 @@ from typing import Any
 
 from engine import config_help
 from engine.compose import Composed, compose
-from engine.config_checks import check, check_for_cluster
+from engine.config_checks import check, check_for_cluster, check_sizes
 from engine.config_error import ConfigError
 from engine.sizes import ModelSizes, read_sizes, shipped_models
 from workers.config import (
@@ -193,6 +193,7 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     try:
         checked(config)
         config.sizes = _sizes_of_path(composed)
+        check_sizes(config)
     except ConfigError as error:
         raise composed.sources.explain(error) from None
     return config

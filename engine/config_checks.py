@@ -75,6 +75,17 @@ def check(config: Config) -> None:
     _check_model_folder(config)
 
 
+def check_sizes(config: Config) -> None:
+    """What the model's own sizes forbid."""
+    context, positions = config.model.context_length, config.sizes.positions
+    if 0 < positions < context:
+        raise ConfigError(
+            f"model.context_length is {context}, and {config.model.path} was made for at most {positions} tokens.",
+            keys=("model.context_length", "model.path"),
+            advice=f"Set model.context_length={positions} or less.",
+        )
+
+
 def check_for_cluster(config: Config) -> None:
     """The same for a run that is sent to a cluster, whose machines may hold a model that this one does not."""
     _check_settings(config)

@@ -32,7 +32,7 @@ class ModelSizes:
 
     Example:
         ModelSizes(layers=24, hidden=896, intermediate=4864, heads=14, key_value_heads=2, head_dimension=64,
-                   vocabulary=151936, tied_embeddings=True, parameters=494032768)
+                   vocabulary=151936, tied_embeddings=True, positions=32768, parameters=494032768)
     """
 
     layers: int = 0
@@ -46,6 +46,8 @@ class ModelSizes:
     vocabulary: int = 0
     tied_embeddings: bool = False
     """Whether the output head is the embedding."""
+    positions: int = 0
+    """Most tokens of one sequence; 0 where that is not told, or stretched by a rope of another type."""
     parameters: int = 0
     """All of them, a tied head counted once."""
 
@@ -113,8 +115,15 @@ def read_sizes(folder: Path) -> ModelSizes:
         "head_dimension": settings.get("head_dim") or hidden // heads,
         "vocabulary": settings["vocab_size"],
         "tied_embeddings": settings.get("model_type") in TIED_BY_DEFAULT if tied is None else tied,
+        "positions": _positions(settings),
     }
     return ModelSizes(**sizes, parameters=parameters or _matrix_parameters(ModelSizes(**sizes)))
+
+
+def _positions(settings: Mapping[str, Any]) -> int:
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    is_plain = rope.get("rope_type", "default") == "default"
+    return settings.get("max_position_embeddings") or 0 if is_plain else 0
 
 
 def _matrix_parameters(sizes: ModelSizes) -> int:

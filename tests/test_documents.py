@@ -1,9 +1,13 @@
-"""Every command that the documents show exists and composes."""
+"""Every command that the documents show exists and composes, and those that a CPU without a model hub can do, run."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,27 +16,41 @@ from engine import submit
 from engine.config import load_config, load_config_for_cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("examples/**/*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("examples/**/*.md")), *REPOSITORY.glob("tests/**/*.md")]
 COMMAND = re.compile(r"(?:^ {4}|`)(make [a-z][^`#\n]*|python [^`#\n]*)", re.MULTILINE)
+NEEDS_MORE = ("model=qwen", "model=smollm2", "experiment=smollm2", "examples/smollm2", "engine.submit", "tests.bench")
+"""Commands that need GPUs, a hub, a cluster, or minutes: they are composed, and their parts have tests of their own."""
+SMALL = "run.steps=2 evaluation.prompts=2 evaluation.samples_per_prompt=1 data.held_out=2 rollout.prompts_per_step=2"
+
+
+def commands_of(document: Path) -> list[str]:
+    return [command.strip() for command in COMMAND.findall(document.read_text())]
 
 
 def commands() -> list[tuple[str, str]]:
     return [
-        (document.relative_to(REPOSITORY).as_posix(), command.strip())
+        (document.relative_to(REPOSITORY).as_posix(), command)
         for document in DOCUMENTS
-        for command in COMMAND.findall(document.read_text())
+        for command in commands_of(document)
     ]
 
 
 @pytest.fixture
 def files_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the documents take for granted, in a folder of the reader's own."""
-    (tmp_path / "my" / "model").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "my" / "model" / name).write_bytes((REPOSITORY / "examples/nano/policy" / name).read_bytes())
+    model = tmp_path / "my" / "model"
+    shutil.copytree(REPOSITORY / "examples/nano/policy", model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 2048}))
     (tmp_path / "my_rewards.py").write_text("def correct(response, answer, **row):\n    return 1.0\n")
-    for name in ("train.jsonl", "rows.jsonl", "conversations.jsonl"):
-        (tmp_path / name).write_text("{}\n")
+    solved = [{"question": f"{n}+1=", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(8)]
+    turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    for name, rows in (
+        ("train.jsonl", solved),
+        ("rows.jsonl", solved),
+        ("conversations.jsonl", [{"messages": turns}] * 8),
+    ):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,11 +65,36 @@ def test_a_documented_command_is_real(document: str, command: str, files_of_a_re
         if "--help" not in words:
             load_config(words[3:])
     elif words[1:3] == ["-m", "engine.submit"]:
-        if words[3] not in submit.COMMANDS:
+        if words[3] not in (*submit.COMMANDS, "--help"):
             load_config_for_cluster(words[3:])
+    elif words[1] == "-m":
+        assert (REPOSITORY / f"{words[2].replace('.', '/')}.py").is_file()
     else:
         assert (REPOSITORY / words[1]).is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if commands_of(path)], ids=lambda path: path.parent.name
+)
+def test_what_a_cpu_can_do_of_the_documents_runs(document: Path, files_of_a_reader: Path) -> None:
+    """In the order of the page, in a copy of the repository, each run cut down to two steps."""
+    for name in ("engine", "workers", "rewards", "conf", "examples"):
+        shutil.copytree(REPOSITORY / name, files_of_a_reader / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", files_of_a_reader)
+    for command in commands_of(document):
+        if command.startswith("make ") or any(word in command for word in NEEDS_MORE):
+            continue
+        is_run = "-m engine.main" in command and "--help" not in command
+        words = [sys.executable, *shlex.split(command)[1:], *(small_settings(command) if is_run else [])]
+        done = subprocess.run(words, cwd=files_of_a_reader, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def small_settings(command: str) -> list[str]:
+    offline = "algo=sft" in command or "nano_base" in command
+    return [word for word in SMALL.split() if not (offline and word.startswith(("rollout", "evaluation")))]
+
+
 def test_the_documents_show_commands() -> None:
-    assert len(commands()) >= 10
+    assert len(commands()) >= 20

@@ -197,6 +197,7 @@ class _Closed:
             "train.zero_stage=1",
         ),
         (["model.path=examples"], "holds no config.json", "Hugging Face"),
+        (["model.context_length=513"], "examples/nano/policy was made for at most 512 tokens", "512 or less"),
         (["data=arithmetic_demos"], "GRPO needs questions", "another algo or data"),
         (["run.name=a/b"], "run.name is a/b", "run.folder"),
         (["run.steps=0"], "run.steps is 0", "above 0"),
