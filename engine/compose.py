@@ -157,6 +157,12 @@ def _checked_key(text: str, options: Options) -> str:
         )
     if key in options:
         _check_choice(override, text, options[key])
+    elif "." not in key and (near := difflib.get_close_matches(key, options, n=1)):
+        raise ConfigError(
+            f"{key} is not a group.",
+            places=[f"{text} on the command line"],
+            advice=f"Did you mean {near[0]}={override.value()}? The groups are: {', '.join(options)}.",
+        )
     return key
 
 

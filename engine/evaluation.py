@@ -24,6 +24,8 @@ class HeldOut:
 
     sampled: float
     """avg@k: mean score of k samples a prompt, at the training temperature."""
+    standard_error: float
+    """Of `sampled`, from the spread between prompts; 0 with one prompt."""
     best: float
     """pass@k for 0/1 rewards: mean over prompts of the best sample's score."""
     greedy: float
@@ -34,7 +36,12 @@ class HeldOut:
     """A few greedy ones, for people."""
 
     def metrics(self) -> dict[str, float]:
-        return {"held_out/sampled": self.sampled, "held_out/best": self.best, "held_out/greedy": self.greedy}
+        return {
+            "held_out/sampled": self.sampled,
+            "held_out/standard_error": self.standard_error,
+            "held_out/best": self.best,
+            "held_out/greedy": self.greedy,
+        }
 
 
 def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> HeldOut:
@@ -51,6 +58,7 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
     shown = ray.get([group for group, _ in best[:SHOWN]])
     return HeldOut(
         sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
+        standard_error=standard_error([_mean(summary.score_G) for summary in sampled_summaries]),
         best=_mean([np.nanmax(s.score_G) for s in sampled_summaries if np.isfinite(s.score_G).any()]),
         greedy=_mean([score for summary in greedy_summaries for score in summary.score_G]),
         prompts=len(chosen),
@@ -80,6 +88,12 @@ def _ask_all(
 
 def _summaries(asked: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]], workers: Workers) -> list[GroupSummary]:
     return workers.reward.wait([summary for _, summary in asked], verb="score held-out groups")
+
+
+def standard_error(means: Sequence[float]) -> float:
+    """Of the mean over prompts: samples of one prompt are no independent witnesses."""
+    judged = [mean for mean in means if np.isfinite(mean)]
+    return float(np.std(judged, ddof=1) / np.sqrt(len(judged))) if len(judged) > 1 else 0.0
 
 
 def _mean(scores: Sequence[float]) -> float:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from engine.config import REPOSITORY, Config, ConfigError, cluster_address, load
 from engine.data.base import DataError
 from engine.job_package import MAX_BYTES, pack
 from engine.job_server import ADDRESS_ADVICE, Job, JobServer, JobServerError, JobState, job_server_address
+from engine.origin import git_version
 from rewards.load import RewardError
 
 MISTAKES = (ConfigError, DataError, RewardError, JobServerError)
@@ -144,12 +143,8 @@ def _metadata(config: Config) -> Mapping[str, str]:
     """What the dashboard shows beside the job."""
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     known = {"run": config.run.name, "run_folder": str(config.run_folder), "heliostat": version}
-    if not ((REPOSITORY / ".git").exists() and shutil.which("git")):
-        return known
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
-    described = subprocess.run(command, capture_output=True, text=True)
-    # A repository that git does not trust, or without a commit, says nothing.
-    return known | ({"git": described.stdout.strip()} if described.returncode == 0 else {})
+    git = git_version()
+    return known | ({"git": git} if git else {})
 
 
 def _described(job: Job) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engine.origin import Origin
 from rewards.score import Score
 from workers.records import Metrics, ScoredRollout
 
@@ -57,6 +58,7 @@ class Summary:
     """Between the rollout engine's and the trainer's log-prob of one token; 0 where nothing was sampled."""
     export: Path
     folder: Path
+    origin: Origin
 
     def to_json(self) -> str:
         numbers: dict[str, object] = {"steps": self.steps, "tokens_per_s": self.tokens_per_s}
@@ -65,7 +67,7 @@ class Summary:
         answers = [{"asked": one.asked, "answered": one.answered, "verdict": one.verdict} for one in self.answers]
         places = {"export": str(self.export), "folder": str(self.folder)}
         rest = {"logprob_gap_max": self.largest_gap, "wall_s": round(self.wall_s, 2), "answers": answers}
-        return json.dumps(numbers | places | rest, indent=1) + "\n"
+        return json.dumps(numbers | places | rest | {"origin": asdict(self.origin)}, indent=1) + "\n"
 
     def lines(self) -> tuple[str, ...]:
         """For a pipe or a log file."""
@@ -95,7 +97,13 @@ class Summary:
 
 
 def summarize(
-    rows: Sequence[Metrics], responses: Iterable[ScoredRollout], *, wall_s: float, export: Path, folder: Path
+    rows: Sequence[Metrics],
+    responses: Iterable[ScoredRollout],
+    *,
+    wall_s: float,
+    export: Path,
+    folder: Path,
+    origin: Origin,
 ) -> Summary:
     """`rows`: metrics.jsonl, in order."""
     steps = [row for row in rows if "time/step_s" in row]
@@ -111,6 +119,7 @@ def summarize(
         largest_gap=max((row["logprob_gap_max"] for row in steps if "logprob_gap_max" in row), default=0.0),
         export=export,
         folder=folder,
+        origin=origin,
     )
 
 

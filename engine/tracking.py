@@ -16,6 +16,7 @@ import yaml
 
 from engine.config import Config
 from engine.live_view import Shown
+from engine.origin import origin_of
 from engine.screen import Screen
 from engine.summary import summarize
 from workers.records import Metrics, ScoredRollout
@@ -41,6 +42,7 @@ class Tracker:
     def __init__(self, config: Config) -> None:
         self.folder = config.run_folder
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._origin = origin_of(config)
         self._started = psutil.Process().create_time()
         self._name, self._steps = config.run.name, config.run.steps
         self._metrics_path = self.folder / "metrics.jsonl"
@@ -112,8 +114,9 @@ class Tracker:
         self._responses = result.responses
         self._add_held_out(step, result.metrics())
         self.say(
-            f"held out after {step} steps: {result.sampled:.3f} sampled, {result.greedy:.3f} greedy "
-            f"({result.prompts} prompts, {result.samples} samples, {result.unjudged} not judged)"
+            f"held out after {step} steps: {result.sampled:.3f} +- {result.standard_error:.3f} sampled, "
+            f"{result.greedy:.3f} greedy ({result.prompts} prompts, {result.samples} samples, "
+            f"{result.unjudged} not judged)"
         )
 
     def held_out_loss(self, step: int, nll: float) -> None:
@@ -166,7 +169,12 @@ class Tracker:
     def finish(self, *, export: Path) -> None:
         """Write summary.json and show the person what came out and where it is."""
         summary = summarize(
-            self._rows(), self._responses, wall_s=self.wall_s(), export=export, folder=self.folder.absolute()
+            self._rows(),
+            self._responses,
+            wall_s=self.wall_s(),
+            export=export,
+            folder=self.folder.absolute(),
+            origin=self._origin,
         )
         (self.folder / "summary.json").write_text(summary.to_json())
         if self._screen.is_live:

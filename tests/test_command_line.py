@@ -13,6 +13,8 @@ import psutil
 import pytest
 from runs import REPOSITORY
 
+from engine.main import run
+
 COMMAND = [sys.executable, "-m", "engine.main"]
 
 
@@ -22,24 +24,45 @@ def test_help_shows_how_to_choose_and_every_section() -> None:
         assert word in shown
 
 
-@pytest.mark.parametrize(
-    ("mistake", "told"),
-    [
-        ("train.learning_rat=1e-4", "train.learning_rate"),
-        ("algo=gpro", "grpo"),
-        ("reward.function=nowhere.py:correct", "nowhere.py"),
-        ("reward.function=rewards.number:exakt", "exact"),
-        ("data=gsm8k data.path=nowhere.jsonl", "nowhere.jsonl"),
-        ("rollout.max_response_tokens=505", "505"),
-    ],
-)
-def test_a_mistake_ends_before_ray_starts_with_what_to_do(mistake: str, told: str, tmp_path: Path) -> None:
-    overrides = [*mistake.split(), f"run.folder={tmp_path}"]
-    done = subprocess.run([*COMMAND, *overrides], cwd=REPOSITORY, capture_output=True, text=True)
+MISTAKES = [
+    ("train.learning_rat=1e-4", "train.learning_rate"),
+    ("algo=gpro", "grpo"),
+    ("modl=nano", "Did you mean model=nano?"),
+    ("reward.function=nowhere.py:correct", "nowhere.py"),
+    ("reward.function={rows}/broken.py:correct", "no_such_package"),
+    ("reward.function=rewards.number:exakt", "exact"),
+    ("data=gsm8k data.path=nowhere.jsonl", "nowhere.jsonl"),
+    ("data=jsonl data.path={rows}/empty.jsonl reward.function=rewards.number:exact", "no rows"),
+    (
+        "data=jsonl data.held_out=0 data.path={rows}/rows.jsonl reward.function=rewards.number:exact",
+        "no column 'prompt'",
+    ),
+    ("rollout.prompts_per_step=5 train.updates_per_step=2", "rollout.prompts_per_step=4"),
+    ("model.context_length=12", "the prompt has"),
+    ("rollout.max_response_tokens=505", "505"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "told"), MISTAKES)
+def test_a_mistake_ends_before_ray_starts_with_what_to_do(
+    mistake: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
+    overrides = [*mistake.format(rows=tmp_path).split(), f"run.folder={tmp_path}"]
+    assert run(overrides) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert "Traceback" not in said.err.partition("importing it raised")[0]
+    assert "starting Ray" not in said.out
+
+
+def test_a_mistake_is_the_exit_code_of_the_command(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "algo=gpro", f"run.folder={tmp_path}"], cwd=REPOSITORY, capture_output=True)
     assert done.returncode == 2
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "starting Ray" not in done.stdout
+    assert b"grpo" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_ctrl_c_leaves_no_process_and_a_reward_of_ones_own_is_used(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.config import load_config
-from engine.fingerprint import fingerprint, flattened
+from engine.origin import config_hash, git_version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = Path(os.environ.get("HELIOSTAT_SMOLLM2", REPOSITORY / "build" / "smollm2-135m"))
@@ -84,8 +84,8 @@ def measure(case: Case, folder: Path) -> Measured:
     return Measured(
         case=case.name,
         command=" ".join(["python -m engine.main", *overrides]),
-        git=_git(),
-        config=fingerprint({key: value for key, value in flattened(config).items() if key != "run.folder"}),
+        git=git_version(),
+        config=config_hash(config),
         seed=config.run.seed,
         steps=len(rows),
         step_s=step_s,
@@ -107,11 +107,6 @@ def show(measured: Sequence[Measured]) -> None:
 
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
     return statistics.fmean(row[name] for row in rows)
-
-
-def _git() -> str:
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:

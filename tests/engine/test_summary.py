@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from engine.origin import Origin
 from engine.summary import Summary, summarize
 from rewards.score import Failure, FailureKind, Score
 from workers.records import Message, Prompt, Rollout, ScoredRollout, Span, Stop
@@ -20,6 +21,8 @@ ROWS = [
     {"step": 2, "time/step_s": 3.0, "tokens": 200.0, "logprob_gap_max": 3e-5},
     {"step": 2, "held_out/sampled": 0.75, "held_out/greedy": 1.0},
 ]
+
+ORIGIN = Origin(command="python -m engine.main run.steps=2", git="abc1234", config="00ff", seed=7)
 
 
 def answered(text: str, judgement: Score | Failure) -> ScoredRollout:
@@ -37,7 +40,7 @@ def summary() -> Summary:
         answered("x" * 400 + "\ny", Failure(kind=FailureKind.TIMEOUT, reason="no answer within 10 s")),
     )
     places = {"export": Path("runs/mine/export"), "folder": Path("runs/mine")}
-    return summarize(ROWS, responses, wall_s=9.876, **places)
+    return summarize(ROWS, responses, wall_s=9.876, origin=ORIGIN, **places)
 
 
 def test_the_summary_as_data_holds_it_all(summary: Summary) -> None:
@@ -46,6 +49,7 @@ def test_the_summary_as_data_holds_it_all(summary: Summary) -> None:
     assert (held["held_out_before"], held["held_out_after"]) == (0.25, 0.75)
     assert (held["held_out_greedy_before"], held["held_out_greedy_after"]) == (0.0, 1.0)
     assert held["logprob_gap_max"] == 3e-5 and held["export"] == "runs/mine/export"
+    assert held["origin"] == {"command": ORIGIN.command, "git": "abc1234", "config": "00ff", "seed": 7}
     assert held["answers"][0] == {"asked": "1+1=", "answered": "2", "verdict": "score 1"}
     assert held["answers"][1]["answered"] == "x" * 400 + "\ny" and held["answers"][1]["verdict"] == "timeout"
 
@@ -73,5 +77,5 @@ def test_on_a_terminal_the_tables_fit(summary: Summary, width: int) -> None:
 
 
 def test_a_run_without_a_single_step_has_a_summary_too() -> None:
-    nothing = summarize([], (), wall_s=1.0, export=Path("e"), folder=Path("f"))
+    nothing = summarize([], (), wall_s=1.0, export=Path("e"), folder=Path("f"), origin=ORIGIN)
     assert json.loads(nothing.to_json())["steps"] == 0 and len(nothing.lines()) == 1
