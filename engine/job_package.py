@@ -79,7 +79,7 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     Raises ConfigError or RewardError for a file that is missing, broken, or too large to be sent.
     """
     ours = tuple(file for name in PACKAGES for file in _below(REPOSITORY / name, place=name))
-    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _model(config.model.path), _reward(config)]
+    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _model(argv, config), _reward(config)]
     parts += [_module(type(section).__module__) for section in (config.algo, config.data)]
     for key, path in _data_paths(config).items():
         parts.append(_data(key, path, room=MAX_BYTES - _size(_files_of(parts))))
@@ -102,9 +102,13 @@ def rewritten(argv: Sequence[str], settings: Mapping[str, str]) -> tuple[str, ..
     >>> rewritten(["algo=grpo", "++data.path=my rows.jsonl"], {"data.path": "inputs/my rows.jsonl"})
     ('algo=grpo', "data.path='inputs/my rows.jsonl'")
     """
-    kept = [text for text in argv if text.lstrip("+").partition("=")[0].strip() not in settings]
+    kept = [text for text in argv if _key(text) not in settings]
     # At the end: what comes later wins, also over a section given as a mapping.
     return (*kept, *(f"{key}={_quoted(value)}" for key, value in settings.items()))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0].strip()
 
 
 def _quoted(value: str) -> str:
@@ -115,11 +119,14 @@ def _quoted(value: str) -> str:
 # ----------------------------------------------------------------------------- the parts
 
 
-def _model(path: str) -> Part:
+def _model(argv: Sequence[str], config: Config) -> Part:
+    path = config.model.path
     folder = Path(path).absolute()
     if folder.resolve().is_relative_to(EXAMPLES):
         place = folder.resolve().relative_to(REPOSITORY).as_posix()
-        return Part(files=_below(folder, place=place), settings={"model.path": place})
+        # The path that a model's own file names is found there as here; a typed one would mean another model.
+        is_typed = any(_key(text) == "model.path" for text in argv)
+        return Part(files=_below(folder, place=place), settings={"model.path": place} if is_typed else {})
     if not folder.exists() and not Path(path).is_absolute():
         return Part(settings={})  # a hub id
     return Part(

@@ -59,7 +59,10 @@ def test_the_default_run_brings_our_packages_and_its_policy_and_nothing_else() -
     assert not any("__pycache__" in place or place.startswith("examples/nano/blank") for place in places(package))
     assert package.num_bytes < 5 << 20
     assert package.notes == ()
-    assert package.overrides == ("cluster.address=auto", "model.path=examples/nano/policy")
+    # A typed path would be a model of one's own, with other settings than nano's.
+    assert package.overrides == ("cluster.address=auto",)
+    typed = packed("model=nano", f"model.path={REPOSITORY}/examples/nano/policy")
+    assert typed.overrides == ("model=nano", "cluster.address=auto", "model.path=examples/nano/policy")
 
 
 def test_the_job_joins_the_cluster_that_it_is_on_and_all_else_is_as_typed() -> None:
