@@ -17,16 +17,14 @@ GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 @pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K rows beside the repository")
 def test_five_grpo_steps_on_gsm8k(tmp_path: Path) -> None:
     run = run_main(
+        "model=smollm2-135m",
         f"model.path={SMOLLM2}",
         "data=gsm8k",
         f"data.path={GSM8K}",
-        "model.context_length=1024",
-        "train.learning_rate=1e-5",
-        "train.tokens_per_micro_batch=2048",
+        "data.shots=2",
         "rollout.prompts_per_step=4",
-        "rollout.responses_per_prompt=4",
-        "rollout.max_response_tokens=128",
-        "rollout.kv_cache_gib=2",
+        "rollout.responses_per_prompt=8",
+        "rollout.max_response_tokens=100",
         "evaluation.prompts=0",
         "run.steps=5",
         folder=tmp_path,
@@ -36,6 +34,6 @@ def test_five_grpo_steps_on_gsm8k(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     assert len(run.steps) == 5
     assert run.summary["logprob_gap_max"] < 1e-2
-    assert run.steps[0]["kl"] < 1e-6
+    assert abs(run.steps[0]["kl"]) < 1e-6
     assert all(row["weights_checksum"] and row["weights_bytes"] > 5e8 for row in run.steps)
     assert all(0 <= row["reward/mean"] <= 1 for row in run.steps)

@@ -153,7 +153,7 @@ def test_data_that_only_the_cluster_has_needs_an_absolute_path() -> None:
 def test_a_model_outside_the_repository_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(REPOSITORY / "examples/nano/policy", tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    package = packed("model.path=mine")
+    package = packed("model=nano", "model.path=mine")
     assert f"model.path={tmp_path}/mine" in package.overrides
     assert str(tmp_path / "mine") in package.notes[0]
     assert "/shared/model" in packed("model.path=/shared/model").notes[0]
