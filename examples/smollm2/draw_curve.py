@@ -1,4 +1,4 @@
-"""Draw what a policy scored over a run, with its standard errors, and write down where the figures come from.
+"""Draw what a policy scored over a run, beside a control, and keep both runs' summaries.
 
 python examples/smollm2/draw_curve.py runs/smollm2_sums runs/smollm2_still examples/smollm2
 """
@@ -39,7 +39,7 @@ def _draw(rows: list[dict], still: list[dict], picture: Path) -> None:
     for own, colour in ((rows, "#e07b00"), (still, "#888")):
         for row in own:
             if "held_out/sampled" in row:
-                mean, error = row["held_out/sampled"], row["held_out/standard_error"]
+                mean, error = row["held_out/sampled"], row.get("held_out/standard_error", 0.0)
                 x, y = place(min(row["step"], last), mean).split(",")
                 low, high = (place(0, mean + side * error).split(",")[1] for side in (-1, 1))
                 parts.append(f'<path d="M{x} {low}V{high}" stroke="{colour}" stroke-width="2" />')
