@@ -25,6 +25,9 @@ TOKEN_ADVICE = (
     "or the path of a file with it in RAY_AUTH_TOKEN_PATH."
 )
 RETRY_S = 1.0
+NOT_READY = "No available agent"
+"""What a server answers whose cluster has only just started."""
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
 
@@ -102,12 +105,20 @@ class JobServer:
     def send(self, *, job_id: str, command: str, folder: Path, metadata: Mapping[str, str]) -> None:
         """A job that runs `command` in a copy of `folder`."""
         with self._told():
-            self._client.submit_job(
-                entrypoint=command,
-                submission_id=job_id,
-                runtime_env={"working_dir": str(folder)},
-                metadata=dict(metadata),
-            )
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=command,
+                        submission_id=job_id,
+                        runtime_env={"working_dir": str(folder)},
+                        metadata=dict(metadata),
+                    )
+                    return
+                except RuntimeError as error:
+                    if NOT_READY not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(RETRY_S)
 
     def jobs(self) -> Sequence[Job]:
         """Every job that was sent to this cluster."""

@@ -37,7 +37,7 @@ def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -
     The transformers engine decodes together what happens to wait together, which moves the last bits of its own
     log-probs (not the tokens): with `same_engine_bits` off, those and what is computed from them are passed over.
     """
-    passed_over = ("time/", "tokens_per_s", *(() if same_engine_bits else ("logprob_gap",)))
+    passed_over = ("time/", "tokens_per_s", "reward/judging_s", *(() if same_engine_bits else ("logprob_gap",)))
 
     def metrics(folder: Path) -> list[dict[str, object]]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -135,6 +135,7 @@ def test_before_the_first_step_a_line_says_what_is_going_on_and_for_how_long() -
     assert "starting Ray" in line and "1:12" in line
 
 
-def test_without_colour_there_is_none() -> None:
+def test_without_colour_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[38" in drawn(run(step(1)), color_system="truecolor")
     assert "\x1b[3" not in drawn(run(step(1)), color_system="truecolor", no_color=True)

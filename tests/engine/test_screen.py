@@ -44,7 +44,7 @@ def in_pipe(ending: str, **environment: str) -> str:
 def in_terminal(ending: str, **environment: str) -> str:
     """All that the program writes to a terminal of 80 columns and 24 lines."""
     driver, terminal = pty.openpty()
-    settings = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"} | environment
+    settings = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", "NO_COLOR": ""} | environment
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, ending], cwd=REPOSITORY, env=os.environ | settings, stdout=terminal,
         stderr=subprocess.DEVNULL,
