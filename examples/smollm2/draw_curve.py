@@ -1,13 +1,14 @@
-"""Draw what a policy scored over a run, beside a control, and keep both runs' summaries.
+"""Draw what a policy scored over a run, beside a control, and keep both runs' figures.
 
 python examples/smollm2/draw_curve.py runs/smollm2_sums runs/smollm2_still examples/smollm2
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
+LEFT_OUT = ("export", "folder", "answers")
+"""Of a summary: places on one machine, and texts."""
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 260, 48, 36
 
 
@@ -15,7 +16,9 @@ def main(run: Path, control: Path, folder: Path) -> None:
     rows, still = _rows(run), _rows(control)
     _draw(rows, still, folder / "curve.svg")
     for source, name in ((run, "results"), (control, "control")):
-        shutil.copy(source / "summary.json", folder / f"{name}.json")
+        summary = json.loads((source / "summary.json").read_text())
+        kept = {key: value for key, value in summary.items() if key not in LEFT_OUT}
+        (folder / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _rows(run: Path) -> list[dict]:
