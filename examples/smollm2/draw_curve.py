@@ -9,7 +9,7 @@ from pathlib import Path
 
 LEFT_OUT = ("export", "folder", "answers")
 """Of a summary: places on one machine, and texts."""
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 260, 48, 36
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 48, 56
 
 
 def main(run: Path, control: Path, folder: Path) -> None:
@@ -51,7 +51,7 @@ def _draw(rows: list[dict], still: list[dict], picture: Path) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="12" fill="#888">{"".join(parts)}'
         f'<polyline points="{line}" fill="none" stroke="#2b7bba" stroke-width="2" />'
-        f'<text x="{LEFT}" y="{HEIGHT - 10}">steps (of {last})</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 32}">steps (of {last})</text>'
         f'<text x="{WIDTH - 12}" y="{HEIGHT - 10}" text-anchor="end">blue: mean score of the step\'s rollouts; orange: '
         "held out, one standard error; grey: learning rate 0</text></svg>\n"
     )
