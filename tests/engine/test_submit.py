@@ -295,6 +295,9 @@ class JobCluster:
         )
 
 
+STARTS = 3
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -305,39 +308,51 @@ def free_port() -> int:
 def job_cluster() -> Iterator[JobCluster]:
     """Ray as a team starts it on its head node, on loopback and behind a token."""
     folder = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))  # short: Ray's sockets lie below it
-    port = free_port()
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=6"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += ["--disable-usage-stats", f"--temp-dir={folder}", f"--object-store-memory={1 << 28}"]
-    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
-    programs = (
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job runs the `python` of the cluster
-    )
-    head = subprocess.Popen(
-        command,
-        cwd=folder,  # what the job needs is sent, not found here
-        env=os.environ | {"PATH": programs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
+        head, port = start_head(folder)
+        try:
+            yield JobCluster(address=f"http://127.0.0.1:{port}")
+        finally:
+            family = psutil.Process(head.pid).children(recursive=True)
+            head.send_signal(signal.SIGTERM)
+            head.wait(timeout=60)
+            _, alive = psutil.wait_procs(family, timeout=10)
+            for process in alive:
+                process.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_head(folder: Path) -> tuple[subprocess.Popen, int]:
+    """The head node's process, and the port of its job server; a busy machine's Ray may give up on its own start."""
+    # A job runs the cluster's `python`.
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    log = folder / "start.log"
+    for number in range(STARTS):
+        port = free_port()
+        command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=6"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+        command += ["--disable-usage-stats", f"--temp-dir={folder}/{number}", f"--object-store-memory={1 << 28}"]
+        command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+        with log.open("a") as output:
+            head = subprocess.Popen(
+                command,
+                cwd=folder,  # what the job needs is sent, not found here
+                env=os.environ | {"PATH": programs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 120
-        while True:
-            assert head.poll() is None and time.monotonic() < deadline
+        while head.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+                    return head, port
             time.sleep(0.2)
-        yield JobCluster(address=f"http://127.0.0.1:{port}")
-    finally:
-        family = psutil.Process(head.pid).children(recursive=True)
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for process in alive:
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        if head.poll() is None:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+    raise TimeoutError(log.read_text())
 
 
 def overrides_for(folder: Path, *, name: str, steps: int) -> Sequence[str]:
