@@ -310,8 +310,10 @@ def job_cluster() -> Iterator[JobCluster]:
     folder = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))  # short: Ray's sockets lie below it
     try:
         head, port = start_head(folder)
+        cluster = JobCluster(address=f"http://127.0.0.1:{port}")
         try:
-            yield JobCluster(address=f"http://127.0.0.1:{port}")
+            wait_until_it_answers(cluster)
+            yield cluster
         finally:
             family = psutil.Process(head.pid).children(recursive=True)
             head.send_signal(signal.SIGTERM)
@@ -321,6 +323,13 @@ def job_cluster() -> Iterator[JobCluster]:
                 process.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_it_answers(cluster: JobCluster) -> None:
+    """A job server that has just started accepts connections before it answers."""
+    deadline = time.monotonic() + 120
+    while "does not exist" not in (told := cluster.ask("status", "nobody").stdout):
+        assert time.monotonic() < deadline, told
 
 
 def start_head(folder: Path) -> tuple[subprocess.Popen, int]:
@@ -363,6 +372,7 @@ def overrides_for(folder: Path, *, name: str, steps: int) -> Sequence[str]:
     return (*SMALL, reward, f"run.folder={folder}", f"run.name={name}", f"run.steps={steps}")
 
 
+@pytest.mark.slow
 def test_without_the_right_token_nothing_is_answered(job_cluster: JobCluster) -> None:
     for done in (
         job_cluster.ask("status", "any", token="b-token-of-sixteen-letters-and-more"),
@@ -373,6 +383,7 @@ def test_without_the_right_token_nothing_is_answered(job_cluster: JobCluster) ->
         assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_in_its_own_words(job_cluster: JobCluster, tmp_path: Path) -> None:
     data = ("data=jsonl", "data.path=/nowhere/rows.jsonl", "reward.function=rewards.number:exact")
     done = job_cluster.ask(*data, f"run.folder={tmp_path}", "run.name=my run")
