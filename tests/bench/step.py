@@ -28,7 +28,8 @@ from engine.config import load_config
 from engine.origin import config_hash, git_version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMOLLM2 = Path(os.environ.get("HELIOSTAT_SMOLLM2", REPOSITORY / "build" / "smollm2-135m"))
+SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
+"""Relative to the repository, where the runs are started."""
 WARM_UP_STEPS = 2
 PHASES = {"generate": "generate", "reference": "reference", "update": "update", "publish": "sync"}
 """A run's phase -> its name here. Scoring goes on beside generation: it is told apart, and is no share of the step."""
@@ -118,7 +119,7 @@ def main() -> None:
     if asked.steps is not None and asked.steps <= WARM_UP_STEPS:
         parser.error(f"--steps is {asked.steps}: the first {WARM_UP_STEPS} steps are not measured")
     cases = [case for case in CASES if asked.case in (None, case.name)]
-    if not SMOLLM2.exists():
+    if not (REPOSITORY / SMOLLM2).exists():
         print(f"smollm2-135m is left out: no model in {SMOLLM2} (see examples/smollm2)", file=sys.stderr)
         cases = [case for case in cases if case.name != "smollm2-135m"]
     if not cases:
