@@ -12,7 +12,7 @@ from engine.evaluation import evaluate
 from engine.experience import Assignment, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
-from engine.resume import Progress, checkpoint_state
+from engine.resume import Progress, save_progress
 from engine.rollout_files import write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
 from engine.tasks import OnlineTask
@@ -73,16 +73,8 @@ def train_online(
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
-            here = checkpoint_state(
-                config,
-                task.fingerprint,
-                step=step + 1,
-                next_draw=stream.next_draw,
-                algorithm=state,
-                metrics_bytes=tracker.position(),
-            )
-            with tracker.phase("save"):
-                tracker.say(f"saved {checkpoints.save(step + 1, workers.policy.save, here)}")
+            here = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state, folder=None)
+            save_progress(here, config, task, workers, tracker, checkpoints)
 
 
 def _credited(taken: Taken, config: Config) -> Assignment:

@@ -10,7 +10,7 @@ from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.invariants import SkippedUpdates, check_tokens
 from engine.metrics import of_update
-from engine.resume import Progress, checkpoint_state
+from engine.resume import Progress, save_progress
 from engine.rollout_stream import Ledger
 from engine.tasks import OfflineTask
 from engine.tracking import Tracker
@@ -42,16 +42,8 @@ def train_offline(
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(task, workers, tracker, ranks=ranks, step=step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
-            here = checkpoint_state(
-                config,
-                task.fingerprint,
-                step=step + 1,
-                next_draw=ledger.next_draw,
-                algorithm=start.algorithm,
-                metrics_bytes=tracker.position(),
-            )
-            with tracker.phase("save"):
-                tracker.say(f"saved {checkpoints.save(step + 1, workers.policy.save, here)}")
+            here = Progress(step=step + 1, next_draw=ledger.next_draw, algorithm=start.algorithm, folder=None)
+            save_progress(here, config, task, workers, tracker, checkpoints)
 
 
 def _totals(rows: Sequence[Example], *, horizon: int) -> Totals:

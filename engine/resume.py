@@ -6,13 +6,18 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.checkpoint import Checkpoints, CheckpointState
 from engine.config import Config, Resume
 from engine.fingerprint import flattened
+from engine.tasks import OfflineTask, OnlineTask
 from engine.tracking import Tracker
 from workers.config import Schedule
 from workers.records import AlgorithmState
+
+if TYPE_CHECKING:
+    from workers.team import Workers
 
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
 """Settings that do not decide what is learned."""
@@ -26,7 +31,7 @@ class Progress:
     next_draw: int
     algorithm: AlgorithmState
     folder: Path | None
-    """The checkpoint that holds it; None for a run that begins."""
+    """The checkpoint that holds it; None where none does."""
 
 
 def open_checkpoints(config: Config) -> Checkpoints:
@@ -57,26 +62,27 @@ def find_progress(config: Config, data_fingerprint: str, checkpoints: Checkpoint
     )
 
 
-def checkpoint_state(
+def save_progress(
+    here: Progress,
     config: Config,
-    data_fingerprint: str,
-    *,
-    step: int,
-    next_draw: int,
-    algorithm: AlgorithmState,
-    metrics_bytes: int,
-) -> CheckpointState:
-    """Everything outside the trainers that decides the run's future, after `step` steps."""
-    return CheckpointState(
-        step=step,
-        next_draw=next_draw,
-        algorithm=algorithm,
-        metrics_bytes=metrics_bytes,
-        weights_version=step,
+    task: OnlineTask | OfflineTask,
+    workers: Workers,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+) -> None:
+    """A checkpoint of everything that decides the run's future: the trainers' part, and what the driver knows."""
+    state = CheckpointState(
+        step=here.step,
+        next_draw=here.next_draw,
+        algorithm=here.algorithm,
+        metrics_bytes=tracker.position(),
+        weights_version=here.step,
         seed=config.run.seed,
         config=deciding_settings(config),
-        data_fingerprint=data_fingerprint,
+        data_fingerprint=task.fingerprint,
     )
+    with tracker.phase("save"):
+        tracker.say(f"saved {checkpoints.save(here.step, workers.policy.save, state)}")
 
 
 def deciding_settings(config: Config) -> Mapping[str, str]:
