@@ -18,7 +18,15 @@ from engine.config import load_config, load_config_for_cluster
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("examples/**/*.md")), *REPOSITORY.glob("tests/**/*.md")]
 COMMAND = re.compile(r"(?:^ {4}|`)(make [a-z][^`#\n]*|python [^`#\n]*)", re.MULTILINE)
-NEEDS_MORE = ("model=qwen", "model=smollm2", "experiment=smollm2", "examples/smollm2", "engine.submit", "tests.bench")
+NEEDS_MORE = (
+    "model=qwen",
+    "model=smollm2",
+    "experiment=smollm2",
+    "smollm2_sums",
+    "examples/smollm2",
+    "engine.submit",
+    "tests.bench",
+)
 """Commands that need GPUs, a hub, a cluster, or minutes: they are composed, and their parts have tests of their own."""
 SMALL = "run.steps=2 evaluation.prompts=2 evaluation.samples_per_prompt=1 data.held_out=2 rollout.prompts_per_step=2"
 

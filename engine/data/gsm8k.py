@@ -47,6 +47,14 @@ class Gsm8kData:
                 raise ValueError(f"{name} is {count}: it must be 0 or more")
 
     def questions(self, split: Split) -> Sequence[Question]:
+        examples = self._examples()
+        rows = self._rows(split)
+        return [self._question(row, examples) for row in (rows[self.shots :] if split is Split.TRAIN else rows)]
+
+    def _examples(self) -> tuple[Message, ...]:
+        """The turns that every question comes after."""
+        if not self.shots:
+            return ()
         train = self._rows(Split.TRAIN)
         if self.shots >= len(train):
             raise DataError(
@@ -54,9 +62,7 @@ class Gsm8kData:
                 where=self.path,
                 advice="Set a smaller data.shots.",
             )
-        examples = tuple(turn for row in train[: self.shots] for turn in self._solved(row))
-        rows = train[self.shots :] if split is Split.TRAIN else self._rows(split)
-        return [self._question(row, examples) for row in rows]
+        return tuple(turn for row in train[: self.shots] for turn in self._solved(row))
 
     def conversations(self, split: Split) -> Sequence[Conversation]:
         return [self._conversation(row) for row in self._rows(split)]
