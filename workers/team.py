@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from workers.config import Device, TeamConfig
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
 from workers.group import Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup, WorkerGroup
+from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.records import WeightReceipt
@@ -90,7 +90,11 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
     """
     places = places_for(team)
     announce("starting Ray")
-    with connected(team.cluster, places), reserved(places, timeout_s=team.cluster.placement_timeout_s) as placement:
+    with (
+        connected(team.cluster, places),
+        reserved(places, timeout_s=team.cluster.placement_timeout_s) as placement,
+        meeting_point(ray.util.get_node_ip_address()) as meeting,
+    ):
         hosting = Hosting(
             placement=placement,
             places=places,
@@ -98,15 +102,14 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        workers = _make_workers(team, reward, hosting)
+        workers = _make_workers(team, reward, hosting, meeting)
         groups = [workers.policy, workers.rollout, workers.reference, workers.reward]
         _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
 
 
-def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting) -> Workers:
+def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting, meeting: MeetingPoint) -> Workers:
     ranks = team.train.ranks
-    address, port = _meeting_point()
     setup = TrainerSetup(
         model=team.model,
         train=team.train,
@@ -114,7 +117,7 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
         seed=team.seed,
         total_updates=team.total_updates,
     )
-    infos = [RankInfo(rank=rank, world_size=ranks, master_address=address, master_port=port) for rank in range(ranks)]
+    infos = [RankInfo(rank=rank, world_size=ranks, meeting=meeting) for rank in range(ranks)]
     engines = team.rollout.engines if team.rollout_workers else 0
     judges = team.reward.workers if team.rollout_workers else 0
     return Workers(
@@ -162,14 +165,6 @@ def _still_waiting(names: list[str]) -> str:
         return ""
     others = len(names) - MOST_NAMED
     return f", waiting for {', '.join(names[:MOST_NAMED])}" + (f" and {others} more" if others > 0 else "")
-
-
-def _meeting_point() -> tuple[str, int]:
-    """Where the trainer's ranks find each other: a free port of the node that the driver is on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    return ray.util.get_node_ip_address(), port
 
 
 def _thread_settings(team: TeamConfig) -> dict[str, str]:

@@ -29,6 +29,7 @@ from workers.batches import (
     select_experience,
 )
 from workers.config import Device, ModelConfig, OldLogprobs, Precision, TrainConfig
+from workers.meeting import MeetingPoint, join
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.records import (
@@ -56,8 +57,7 @@ class RankInfo:
 
     rank: int
     world_size: int
-    master_address: str
-    master_port: int
+    meeting: MeetingPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +83,12 @@ class TrainWorker:
 
         self._train, self._rank, self._total_updates = setup.train, rank, setup.total_updates
         self._device = torch.device("cuda", 0) if setup.device is Device.CUDA else torch.device("cpu")
-        os.environ.update(
-            RANK=str(rank.rank),
-            WORLD_SIZE=str(rank.world_size),
-            LOCAL_RANK="0",
-            MASTER_ADDR=rank.master_address,
-            MASTER_PORT=str(rank.master_port),
-        )
+        os.environ.update(RANK=str(rank.rank), WORLD_SIZE=str(rank.world_size), LOCAL_RANK="0")
         # On CPU DeepSpeed would compile a collective of its own for minutes; gloo has one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if setup.device is Device.CUDA else "gloo"
+        if not torch.distributed.is_initialized():
+            join(rank.meeting, name="policy", rank=rank.rank, world_size=rank.world_size, backend=backend)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         bfloat16 = setup.model.precision is Precision.BFLOAT16
         settings = deepspeed_settings(setup.train, bfloat16=bfloat16)

@@ -6,10 +6,10 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -26,6 +26,7 @@ from workers.records import Example, Group, Message, Prompt, Rollout, Row, Score
 if TYPE_CHECKING:
     import torch
 
+    from workers.meeting import MeetingPoint
     from workers.train_worker import RankInfo, TrainerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,9 +214,12 @@ class TrainerProcesses:
     deadline_s: float = 120.0
 
     def __post_init__(self) -> None:
+        self._open = ExitStack()
         self.start()
 
     def start(self) -> None:
+        from workers.meeting import meeting_point
+
         # All ranks are forked from one fresh process that has paid for the imports.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
@@ -225,14 +229,12 @@ class TrainerProcesses:
             for name, value in ENVIRONMENT.items():
                 patch.setenv(name, value)
             forkserver.ensure_running()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        meeting = self._open.enter_context(meeting_point("127.0.0.1"))
         self._processes, self._lines = [], []
         for rank in range(self.ranks):
             line, far_end = context.Pipe()
             log = self.folder / f"rank-{rank}-of-{self.ranks}.log"
-            process = context.Process(target=_serve, args=(far_end, rank, self.ranks, port, str(log)), daemon=True)
+            process = context.Process(target=_serve, args=(far_end, rank, self.ranks, meeting, str(log)), daemon=True)
             process.start()
             far_end.close()
             self._processes.append(process)
@@ -265,9 +267,10 @@ class TrainerProcesses:
             process.join(patience_s)
             process.kill()
             process.join()
+        self._open.close()
 
 
-def _serve(line: Connection, rank: int, ranks: int, port: int, log: str) -> None:
+def _serve(line: Connection, rank: int, ranks: int, meeting: MeetingPoint, log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -276,7 +279,7 @@ def _serve(line: Connection, rank: int, ranks: int, port: int, log: str) -> None
     from workers.train_worker import RankInfo
 
     torch.set_num_threads(1)
-    info = RankInfo(rank=rank, world_size=ranks, master_address="127.0.0.1", master_port=port)
+    info = RankInfo(rank=rank, world_size=ranks, meeting=meeting)
     while True:
         try:
             function, args = line.recv()
