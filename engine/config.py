@@ -15,6 +15,7 @@ from engine.config_error import ConfigError
 from engine.sizes import ModelSizes, read_sizes, shipped_models
 from workers.config import (
     ClusterConfig,
+    CriticConfig,
     ModelConfig,
     Precision,
     RewardConfig,
@@ -139,6 +140,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -154,18 +156,23 @@ class Config:
 
     def team(self) -> TeamConfig:
         """The part of it that the workers are told. They have working directories of their own: paths are absolute."""
-        folder = Path(self.model.path)
+        algo, train, steps = self.algo, self.train, self.run.steps
+        updates = train.updates_per_step * (train.epochs_per_step if algo.online else 1)
+        policy_steps = sum(algo.trains_policy(step) for step in range(steps)) if algo.online else steps
         return TeamConfig(
-            model=replace(self.model, path=str(folder.absolute()) if folder.exists() else self.model.path),
-            train=self.train,
+            model=replace(self.model, path=_from_anywhere(self.model.path)),
+            train=train,
+            critic=replace(self.critic, path=_from_anywhere(self.critic.path)),
             rollout=self.rollout,
             reward=self.reward,
             cluster=self.cluster,
             seed=self.run.seed,
-            total_updates=self.run.steps * self.train.updates_per_step,
+            policy_updates=policy_steps * updates,
+            critic_updates=steps * updates,
             log_folder=str((self.run_folder / "logs").absolute()),
-            rollout_workers=self.algo.online,
-            reference=self.algo.online and self.algo.needs.reference,
+            rollout_workers=algo.online,
+            reference=algo.online and algo.needs.reference,
+            has_critic=algo.online and algo.needs.critic,
         )
 
 
@@ -219,6 +226,11 @@ def _sizes_of_path(composed: Composed[Config]) -> ModelSizes:
         return config.sizes
     same_path = (model.sizes for model in shipped_models(CONF) if model.path == config.model.path)
     return next(same_path, ModelSizes())
+
+
+def _from_anywhere(path: str) -> str:
+    """A folder's absolute path; a hub id, or nothing, as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 
 def _found_from_anywhere(path: str) -> str:

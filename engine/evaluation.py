@@ -80,6 +80,7 @@ def _ask_all(
                 num_samples=num_samples,
                 seed=config.run.seed ^ EVALUATION_STREAM,
                 sampling=sampling,
+                with_greedy=False,
             ),
         )
         for draw, prompt in enumerate(prompts)

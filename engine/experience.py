@@ -1,19 +1,19 @@
-"""From scored groups to rows on ranks: what each response is worth, who learns from it, and the step's totals.
+"""From scored groups to rows on ranks: rewards, who learns from which response, and what each is worth.
 
 The driver sees numbers only; the tokens go from where they were made to the rank that learns from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.algorithms.base import Algorithm, Outcomes
 from engine.rollout_stream import TakenGroup
-from workers.records import Row, Totals, Update
+from workers.records import AlgorithmState, GroupSummary, Metrics, Row, Totals, Update
 from workers.stopped import RunStopped
 
 if TYPE_CHECKING:
@@ -26,12 +26,15 @@ class NothingToLearn(RunStopped):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One batch of rollouts, dealt out. Every sequence has an entry a rank."""
+    """One batch of rollouts, dealt out. Every sequence but the outcomes' has an entry a rank."""
 
     shares: tuple[tuple[Update, ...], ...]
     groups: tuple[tuple[ObjectRef, ...], ...]
     """The groups that each rank's rows come from."""
-    advantage_std: float
+    outcomes: Outcomes
+    """Of every judged response, also of those that are compared with but not learned from."""
+    places: tuple[np.ndarray, ...]
+    """Where each rank's rows stand among the outcomes."""
 
     @property
     def action_tokens(self) -> int:
@@ -39,81 +42,142 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A judged response."""
+class _Judged:
+    """A judged response. `place` is its number among the outcomes."""
 
-    row: Row
+    place: int
+    draw: int
+    sample: int
+    reward: float
+    greedy: float
     tokens: int
     """Prompt and response: what it costs to learn from it."""
     action_tokens: int
+    trains: bool
 
 
 def assign(
     taken: Sequence[TakenGroup], algorithm: Algorithm, *, ranks: int, updates_per_step: int, horizon: int
 ) -> Assignment:
-    """Credit every judged response, split the groups into optimizer steps, and balance each over the ranks.
+    """Shape every judged response's score, split the groups into optimizer steps, and balance each over the ranks.
 
     Raises NothingToLearn when an optimizer step would have fewer rows than ranks.
     """
-    by_group = _credit(taken, algorithm)
-    per_update = np.array_split(np.arange(len(taken)), updates_per_step)
+    by_group = list(_judged(taken, algorithm, horizon=horizon))
+    everybody = [judged for group in by_group for judged in group]
     shares: list[list[Update]] = [[] for _ in range(ranks)]
-    for number, indices in enumerate(per_update):
-        candidates = [candidate for index in indices for candidate in by_group[index]]
+    places: list[list[int]] = [[] for _ in range(ranks)]
+    for number, indices in enumerate(np.array_split(np.arange(len(taken)), updates_per_step)):
+        groups = [[judged for judged in by_group[index] if judged.trains] for index in indices]
+        candidates = [judged for group in groups for judged in group]
         if len(candidates) < ranks:
-            raise NothingToLearn(f"optimizer step {number} has {len(candidates)} judged responses for {ranks} ranks")
+            raise NothingToLearn(
+                f"optimizer step {number} has {len(candidates)} responses to learn from, for {ranks} ranks"
+            )
+        tokens_of = {group[0].draw: sum(judged.action_tokens for judged in group) for group in groups if group}
         totals = Totals(
-            tokens=sum(candidate.action_tokens for candidate in candidates),
-            sequences=sum(candidate.action_tokens > 0 for candidate in candidates),
-            prompts=sum(bool(by_group[index]) for index in indices),
+            tokens=sum(tokens_of.values()),
+            sequences=sum(judged.action_tokens > 0 for judged in candidates),
+            prompts=sum(tokens > 0 for tokens in tokens_of.values()),
             horizon=horizon,
         )
-        for share, dealt in zip(shares, _deal(candidates, ranks), strict=True):
-            share.append(Update(rows=tuple(candidate.row for candidate in dealt), totals=totals))
+        for rank, dealt in enumerate(_deal(candidates, ranks)):
+            rows = tuple(
+                Row(draw=own.draw, sample=own.sample, reward=own.reward, prompt_tokens=tokens_of[own.draw])
+                for own in dealt
+            )
+            shares[rank].append(Update(rows=rows, totals=totals))
+            places[rank] += [own.place for own in dealt]
     return Assignment(
         shares=tuple(tuple(share) for share in shares),
         groups=tuple(_groups_of(share, taken) for share in shares),
-        advantage_std=float(np.std([candidate.row.advantage for group in by_group for candidate in group])),
+        outcomes=Outcomes(
+            score_B=np.array([judged.reward for judged in everybody], dtype=np.float64),
+            greedy_B=np.array([judged.greedy for judged in everybody], dtype=np.float64),
+            length_B=np.array([judged.action_tokens for judged in everybody], dtype=np.int64),
+            group_B=np.array([judged.draw for judged in everybody], dtype=np.int64),
+        ),
+        places=tuple(np.array(own, dtype=np.int64) for own in places),
     )
 
 
-def _credit(taken: Sequence[TakenGroup], algorithm: Algorithm) -> list[list[_Candidate]]:
-    """Judged responses by group, each with its advantage; statistics see the whole batch."""
-    judged = [np.flatnonzero(np.isfinite(item.summary.score_G)) for item in taken]
-    advantage_B = algorithm.advantage(
-        Outcomes(
-            score_B=np.concatenate([item.summary.score_G[own] for item, own in zip(taken, judged, strict=True)]),
-            length_B=np.concatenate(
-                [item.summary.action_tokens_G[own] for item, own in zip(taken, judged, strict=True)]
-            ),
-            group_B=np.concatenate(
-                [np.full(len(own), item.summary.draw) for item, own in zip(taken, judged, strict=True)]
-            ),
-        )
-    )
-    credited = iter(advantage_B)
-    return [
-        [
-            _Candidate(
-                row=Row(draw=item.summary.draw, sample=int(sample), advantage=float(next(credited))),
-                tokens=item.summary.prompt_length + int(item.summary.length_G[sample]),
-                action_tokens=int(item.summary.action_tokens_G[sample]),
+def advantages(
+    batch: Assignment, algorithm: Algorithm, state: AlgorithmState, *, divergence: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], Metrics]:
+    """What each response is worth, for each rank's rows, and figures of it; statistics see the whole batch.
+
+    `divergence`: of each rank's rows from the reference, summed over action tokens. Algorithms that give credit by the
+    response compare scores from which its cost is taken off; the others charge it token by token.
+    """
+    outcomes = batch.outcomes
+    divergence_B = np.zeros(len(outcomes.score_B))
+    for places, own in zip(batch.places, divergence, strict=True):
+        divergence_B[places] = own
+    charged = outcomes
+    if not algorithm.credits_tokens:
+        charged = replace(outcomes, score_B=outcomes.score_B - state.kl_coef * divergence_B)
+    advantage_B = algorithm.advantage(charged)
+    metrics = {
+        "advantage_std": float(np.std(advantage_B)),
+        "shaped_reward": float(outcomes.score_B.mean()),
+        "responses": float(len(advantage_B)),
+    }
+    if algorithm.needs.old_logprobs:
+        metrics["reward_kl"] = float(np.mean(divergence_B / np.maximum(outcomes.length_B, 1)))
+    return [advantage_B[places] for places in batch.places], metrics
+
+
+def _judged(taken: Sequence[TakenGroup], algorithm: Algorithm, *, horizon: int) -> Iterator[list[_Judged]]:
+    """Judged responses by group, with shaped rewards."""
+    place = 0
+    for summary in (item.summary for item in taken):
+        reward_G, greedy = _rewards(summary, algorithm, horizon=horizon)
+        trains_G = algorithm.shaping.trains_on(summary.truncated_G)
+        # Without the response that it is compared with, a response cannot be judged.
+        comparable = np.isfinite(greedy) or not algorithm.needs.greedy
+        group = []
+        for sample in np.flatnonzero(np.isfinite(reward_G) & comparable):
+            group.append(
+                _Judged(
+                    place=place,
+                    draw=summary.draw,
+                    sample=int(sample),
+                    reward=float(reward_G[sample]),
+                    greedy=greedy,
+                    tokens=summary.prompt_length + int(summary.length_G[sample]),
+                    action_tokens=int(summary.action_tokens_G[sample]),
+                    trains=bool(trains_G[sample]),
+                )
             )
-            for sample in own
-        ]
-        for item, own in zip(taken, judged, strict=True)
-    ]
+            place += 1
+        yield group
 
 
-def _deal(candidates: Sequence[_Candidate], ranks: int) -> list[list[_Candidate]]:
+def _rewards(summary: GroupSummary, algorithm: Algorithm, *, horizon: int) -> tuple[np.ndarray, float]:
+    """Of the siblings and of the greedy response, NaN where there is none."""
+    reward_G = algorithm.shaping.rewards(
+        summary.score_G, length_B=summary.action_tokens_G, truncated_B=summary.truncated_G, max_length=horizon
+    )
+    if summary.greedy is None:
+        return reward_G, float("nan")
+    [greedy] = algorithm.shaping.rewards(
+        np.array([summary.greedy.score]),
+        length_B=np.array([summary.greedy.action_tokens]),
+        truncated_B=np.array([summary.greedy.truncated]),
+        max_length=horizon,
+    )
+    return reward_G, float(greedy)
+
+
+def _deal(candidates: Sequence[_Judged], ranks: int) -> list[list[_Judged]]:
     """Longest first to the rank with the least to do; within a rank, in draw order."""
-    dealt: list[list[_Candidate]] = [[] for _ in range(ranks)]
+    dealt: list[list[_Judged]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    for candidate in sorted(candidates, key=lambda c: (-c.tokens, c.row.draw, c.row.sample)):
+    for judged in sorted(candidates, key=lambda own: (-own.tokens, own.draw, own.sample)):
         rank = min(range(ranks), key=lambda rank: (load[rank], rank))
-        dealt[rank].append(candidate)
-        load[rank] += candidate.tokens
-    return [sorted(own, key=lambda candidate: (candidate.row.draw, candidate.row.sample)) for own in dealt]
+        dealt[rank].append(judged)
+        load[rank] += judged.tokens
+    return [sorted(own, key=lambda judged: (judged.draw, judged.sample)) for own in dealt]
 
 
 def _groups_of(share: Sequence[Update], taken: Sequence[TakenGroup]) -> tuple[ObjectRef, ...]:

@@ -1,15 +1,17 @@
-"""Online reinforcement learning, one step from top to bottom: generate, score, credit, update, publish."""
+"""Online reinforcement learning, one step from top to bottom: generate, score, look, credit, update, publish."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
 from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.evaluation import evaluate
-from engine.experience import Assignment, assign
+from engine.experience import Assignment, advantages, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
 from engine.resume import Progress, save_progress
@@ -27,16 +29,16 @@ def train_online(
     """Learn from what the policy samples. Weight version n is the policy after n steps."""
     algorithm, run, state = config.algo, config.run, start.algorithm
     if start.folder is not None:
-        workers.policy.load(start.folder)
+        _load(start.folder, config, workers)
     stream = RolloutStream(
         task.prompts,
         workers,
         rollout=config.rollout,
         reward=config.reward,
-        keep=algorithm.keep,
+        algorithm=algorithm,
         seed=run.seed,
         next_draw=start.next_draw,
-        accepted=start.step * config.rollout.prompts_per_step,
+        first_version=start.step,
     )
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     workers.publish_weights(version=start.step)
@@ -50,20 +52,21 @@ def train_online(
                 metrics |= of_rollouts(taken)
 
             with workers.learning():
-                batch = _credited(taken, config)
+                batch = _assigned(taken, config)
                 with tracker.phase("reference"):
-                    frozen = workers.reference.outputs(
-                        batch.shares, temperature=config.rollout.temperature, groups=batch.groups
-                    )
+                    said = _asked(batch, config, workers)
+                with tracker.phase("credit"):
+                    credited, figures = _credited(batch, said, config, state, workers)
+                    metrics |= figures
                 with tracker.phase("update"):
-                    metrics |= _update(batch, frozen, state, config, workers)
-                    # With one update a step, the first step's loss still sees the policy that the reference copies.
-                    at_start = step == 0 and config.train.updates_per_step == 1
-                    check_agreement(metrics, config.bounds, is_first_update=at_start)
+                    metrics |= _updated(batch, credited, config, state, workers, step=step)
+                    check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
                 with tracker.phase("publish"):
                     published = workers.publish_weights(version=step + 1)
-                    tracker.label("weights_checksum", published.checksum)
+                    tracker.label("weights_checksum", published.manifest.checksum)
                     metrics["weights_bytes"] = float(published.num_bytes)
+                    if algorithm.reference_refresh.is_due(step):
+                        workers.reference.follow(published.manifest, share=algorithm.reference_refresh.share)
 
             state = algorithm.next_state(state, metrics)
             if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
@@ -73,12 +76,13 @@ def train_online(
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
+            stream.forget_surplus()
             here = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state, folder=None)
             save_progress(here, config, task, workers, tracker, checkpoints)
 
 
-def _credited(taken: Taken, config: Config) -> Assignment:
-    """What each response is worth, and which rank learns from it."""
+def _assigned(taken: Taken, config: Config) -> Assignment:
+    """Which rank learns from which response, and for what reward."""
     return assign(
         taken.groups,
         config.algo,
@@ -88,20 +92,69 @@ def _credited(taken: Taken, config: Config) -> Assignment:
     )
 
 
-def _update(
-    batch: Assignment, frozen: Sequence[ray.ObjectRef], state: AlgorithmState, config: Config, workers: Workers
-) -> Metrics:
-    """Learn from the batch, on the ranks that own its rows."""
-    reports = workers.policy.update(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """What frozen and learning models said of a batch before its first update: references, one a rank."""
+
+    reference: Sequence[ray.ObjectRef]
+    critic: Sequence[ray.ObjectRef]
+
+
+def _asked(batch: Assignment, config: Config, workers: Workers) -> _Said:
+    return _Said(
+        reference=workers.reference.outputs(batch.shares, temperature=config.rollout.temperature, groups=batch.groups),
+        critic=workers.critic.values(batch.shares, groups=batch.groups),
+    )
+
+
+def _credited(
+    batch: Assignment, said: _Said, config: Config, state: AlgorithmState, workers: Workers
+) -> tuple[Sequence[ray.ObjectRef], Metrics]:
+    """What each response is worth, and then each of its tokens: references to what a critic has to learn from it."""
+    divergence = workers.policy.look(
         batch.shares,
         config.algo,
-        state,
         temperature=config.rollout.temperature,
-        frozen_outputs=frozen,
+        reference=said.reference,
+        critic=said.critic,
         groups=batch.groups,
     )
-    check_tokens(reports, announced=batch.action_tokens)
-    return of_update(reports) | {"advantage_std": batch.advantage_std}
+    own, metrics = advantages(batch, config.algo, state, divergence=divergence)
+    return workers.policy.credit(own, config.algo, state), metrics
+
+
+def _updated(
+    batch: Assignment,
+    credited: Sequence[ray.ObjectRef],
+    config: Config,
+    state: AlgorithmState,
+    workers: Workers,
+    *,
+    step: int,
+) -> Metrics:
+    """Policy and critic learn side by side, on the ranks that own the rows."""
+    announced = batch.action_tokens * config.train.epochs_per_step
+    of_critic = workers.critic.update(config.algo, credited)
+    of_policy = workers.policy.update(config.algo, state) if config.algo.trains_policy(step) else []
+    metrics: Metrics = {"skipped_updates": 0.0}
+    for name, group, refs in (("", workers.policy, of_policy), ("critic/", workers.critic, of_critic)):
+        if refs:
+            reports = group.wait(refs, verb="update")
+            check_tokens(reports, announced=announced)
+            metrics |= {f"{name}{key}": value for key, value in of_update(reports).items()}
+    return metrics
+
+
+def _sees_its_own_start(config: Config, step: int) -> bool:
+    """Whether the step's figures are of the very policy that the reference copies."""
+    return step == 0 and config.train.updates_per_step * config.train.epochs_per_step == 1
+
+
+def _load(folder: Path, config: Config, workers: Workers) -> None:
+    workers.policy.load(folder)
+    workers.critic.load(folder)
+    if config.algo.reference_refresh.every_steps:
+        workers.reference.load(folder)
 
 
 def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, *, step: int) -> None:

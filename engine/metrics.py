@@ -23,6 +23,7 @@ def of_rollouts(taken: Taken) -> Metrics:
     return {
         "reward/mean": float(judged.mean()),
         "reward/std": float(judged.std()),
+        "reward/greedy_responses": float(sum(summary.greedy is not None for summary in summaries)),
         "reward/judging_s": float(sum(summary.judging_s for summary in summaries)),
         "reward/unjudged_share": 1.0 - len(judged) / len(scores),
         "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
@@ -31,6 +32,9 @@ def of_rollouts(taken: Taken) -> Metrics:
         "response_length/max": float(lengths.max()),
         "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),
         "tokens": float(lengths.sum() + prompt_tokens),
+        "groups/drawn": float(taken.drawn),
+        "groups/carried": float(taken.carried),
+        "groups/kept": float(len(taken.groups)),
         **{f"dropped_groups/{reason}": float(count) for reason, count in taken.dropped.items()},
     }
 
@@ -40,8 +44,24 @@ def of_update(reports: Sequence[UpdateReport]) -> Metrics:
     names = {name for report in reports for name in report.contributions}
     maxima = {name for report in reports for name in report.maxima}
     # max() would pass over a NaN that is not the first.
+    sums = {name: sum(report.contributions.get(name, 0.0) for report in reports) for name in sorted(names)}
     return {
-        **{name: sum(report.contributions.get(name, 0.0) for report in reports) for name in sorted(names)},
+        **sums,
+        **_derived(sums),
         **{name: float(np.max([report.maxima.get(name, 0.0) for report in reports])) for name in sorted(maxima)},
         "skipped_updates": float(max(report.skipped_updates for report in reports)),
     }
+
+
+def _derived(means: Metrics) -> Metrics:
+    """Figures that are no means themselves, from means over the action tokens of the step."""
+    derived = {}
+    if "correction_weight_squared" in means:
+        # Share of the tokens that would say as much with equal weights (Kish's effective sample size).
+        squared = means["correction_weight_squared"]
+        derived["correction_ess"] = means["correction_weight"] ** 2 / squared if squared else 0.0
+    if "return_squared" in means:
+        of_returns = means["return_squared"] - means["return"] ** 2
+        unexplained = means["surprise_squared"] - means["surprise"] ** 2
+        derived["explained_variance"] = 1.0 - unexplained / of_returns if of_returns > 0 else 0.0
+    return derived

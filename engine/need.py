@@ -14,6 +14,7 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     logits     `TokenScorer` holds [N, vocabulary] four times in float32 when it runs backward (the logits, the
                gradients of two of their uses, a temporary), three times when it only looks. N is the micro-batch.
     engine     weights; key-value cache, 2 e layers k bytes a token; room for one batch of prompt tokens.
+    critic     as the trainer, without logits.
     reference  weights; one layer's activations; logits three times.
 
 Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
@@ -40,7 +41,7 @@ GATHERED_PARAMETERS = 1e9
 """That ZeRO-3 keeps whole at once, and that its optimizer works on at once."""
 CUDA_PROCESS_BYTES = 1e9
 """Of a process that uses a GPU, before its first tensor."""
-CPU_PROCESS_BYTES = {"policy": 0.45e9, "rollout": 0.8e9, "reference": 0.3e9, "reward": 0.2e9}
+CPU_PROCESS_BYTES = {"policy": 0.45e9, "critic": 0.45e9, "rollout": 0.8e9, "reference": 0.3e9, "reward": 0.2e9}
 """Of a worker that holds no model yet: Python and its libraries."""
 
 
@@ -66,7 +67,9 @@ def need_of(role: str, config: Config) -> Need:
     """What one worker of a role needs; `config.sizes` are known."""
     on_gpu = config.cluster.device is Device.CUDA
     process = (CUDA_PROCESS_BYTES if role != "reward" else 0.0) if on_gpu else CPU_PROCESS_BYTES[role]
-    model = {"policy": _policy, "rollout": _engine, "reference": _reference, "reward": _nothing}[role](config)
+    model = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _nothing}[
+        role
+    ](config)
     return Need(resident=process + model.resident, working=model.working)
 
 
@@ -91,6 +94,10 @@ def key_value_bytes_per_token(config: Config) -> float:
 
 
 def _policy(config: Config) -> Need:
+    return _trainer(config, logits=_logits(config, copies=4))
+
+
+def _trainer(config: Config, *, logits: float) -> Need:
     train, parameters = config.train, float(config.sizes.parameters)
     weights, gradients = weight_bytes(config), weight_bytes(config)
     optimizer = (12 if train.zero_stage >= 1 else 8) * parameters
@@ -102,8 +109,13 @@ def _policy(config: Config) -> Need:
     if train.zero_stage >= 3:
         weights /= train.ranks
         owned = min(owned, GATHERED_PARAMETERS)
-    backward = _activations(config) + _logits(config, copies=4) + _buckets(config)
+    backward = _activations(config) + logits + _buckets(config)
     return Need(resident=weights + optimizer, working=gradients + max(backward, 16 * owned))
+
+
+def _critic(config: Config) -> Need:
+    """As the policy's trainer, with a number instead of logits: taken to be of the policy's size."""
+    return _trainer(config, logits=0.0)
 
 
 def _reference(config: Config) -> Need:
@@ -151,3 +163,6 @@ def _buckets(config: Config) -> float:
     reduced = size * min(parameters, BUCKET_PARAMETERS) if config.train.zero_stage >= 1 else 0.0
     gathered = size * min(parameters, GATHERED_PARAMETERS) if config.train.zero_stage == 3 else 0.0
     return reduced + gathered
+
+
+NEEDS = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _nothing}

@@ -81,8 +81,15 @@ def save_progress(
         config=deciding_settings(config),
         data_fingerprint=task.fingerprint,
     )
+
+    def write(folder: Path) -> None:
+        workers.policy.save(folder)
+        workers.critic.save(folder)
+        if config.algo.online and config.algo.reference_refresh.every_steps:
+            workers.reference.save(folder)
+
     with tracker.phase("save"):
-        tracker.say(f"saved {checkpoints.save(here.step, workers.policy.save, state)}")
+        tracker.say(f"saved {checkpoints.save(here.step, write, state)}")
 
 
 def deciding_settings(config: Config) -> Mapping[str, str]:

@@ -7,13 +7,16 @@ what a run learns from does not depend on which engine was faster.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.algorithms.base import Algorithm
+from engine.algorithms.dynamic_sampling import Exhausted, Surplus
 from rewards.score import Failure
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt, Sampling
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
 
     from workers.team import Workers
 
-Keep = Callable[[GroupSummary], str | None]
-
 
 class RewardsFailed(RunStopped):
     """Too many responses of a step could not be judged."""
+
+
+class NotEnoughGroups(RunStopped):
+    """Dynamic sampling reached its limit before it had what a step needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,10 @@ class Taken:
 
     groups: tuple[TakenGroup, ...]
     dropped: Counter[str]
+    drawn: int
+    """Groups that were judged for this step."""
+    carried: int
+    """Of `groups`: left over from the step before."""
 
 
 def ask(workers: Workers, request: GroupRequest) -> tuple[ObjectRef, ObjectRef]:
@@ -78,6 +87,18 @@ class _InFlight:
     summary: ObjectRef
 
 
+@dataclass(slots=True)
+class _Harvest:
+    """What a step has so far."""
+
+    kept: list[TakenGroup]
+    passed_over: list[TakenGroup] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    judged: int = 0
+    """Groups, kept and passed over."""
+
+
 class RolloutStream:
     """Scored groups, as many as asked for, within a bound on their staleness."""
 
@@ -88,50 +109,90 @@ class RolloutStream:
         *,
         rollout: RolloutConfig,
         reward: RewardConfig,
-        keep: Keep,
+        algorithm: Algorithm,
         seed: int,
         next_draw: int,
-        accepted: int,
+        first_version: int,
     ) -> None:
-        """`accepted`: groups that the run has learned from so far; `next_draw`: where its ledger stands."""
-        self._prompts, self._workers, self._keep, self._seed = prompts, workers, keep, seed
-        self._rollout = rollout
+        """`next_draw`: where the run's ledger stands; `first_version`: of the first weights that are sampled from."""
+        self._prompts, self._workers, self._algorithm, self._seed = prompts, workers, algorithm, seed
+        self._rollout, self._reward = rollout, reward
         self._sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_response_tokens)
         self._ledger = Ledger(num_prompts=len(prompts), seed=seed, next_draw=next_draw)
-        self._accepted = accepted
+        self._wanted = first_version * rollout.prompts_per_step
+        """Groups that the steps so far were to learn from; fewer, where dynamic sampling ended early."""
         self._in_flight: deque[_InFlight] = deque()
-        step_size = rollout.prompts_per_step * rollout.responses_per_prompt
-        self._most_failures = int(reward.max_failed_share * step_size)
+        self._surplus: list[TakenGroup] = []
 
     @property
     def next_draw(self) -> int:
         return self._ledger.next_draw
 
-    def take(self, *, version: int) -> Taken:
-        """One step's groups, sampled by weights no more than `max_staleness` versions older than `version`."""
-        groups: list[TakenGroup] = []
-        dropped: Counter[str] = Counter()
-        failures: list[Failure] = []
-        self._admit(version)
-        while len(groups) < self._rollout.prompts_per_step:
-            oldest = self._in_flight.popleft()
-            [summary] = self._workers.reward.wait([oldest.summary], verb="score a group")
-            failures += summary.failures
-            if len(failures) > self._most_failures:
-                raise RewardsFailed(_told(failures, self._most_failures))
-            reason = self._keep(summary)
-            if reason is None:
-                groups.append(TakenGroup(summary=summary, group=oldest.group))
-                self._accepted += 1
-            else:
-                dropped[reason] += 1
-            self._admit(version)
-        return Taken(groups=tuple(groups), dropped=dropped)
+    def forget_surplus(self) -> None:
+        """A checkpoint does not hold groups that were left over: the run that goes on after it, and the run that never
+        stopped, both start the next step without them."""
+        self._surplus.clear()
 
-    def _admit(self, version: int) -> None:
-        """Ask for as many groups as may be in flight without any of them growing too old."""
-        allowed = (self._rollout.max_staleness + version + 1) * self._rollout.prompts_per_step
-        while self._accepted + len(self._in_flight) < allowed:
+    def take(self, *, version: int) -> Taken:
+        """One step's groups, sampled by weights no more than `max_staleness` versions older than `version`.
+
+        Raises RewardsFailed, and NotEnoughGroups when dynamic sampling finds too few groups that teach anything.
+        """
+        size = self._rollout.prompts_per_step
+        fresh = [item for item in self._surplus if item.summary.version >= version - 1]
+        harvest = _Harvest(kept=fresh[:size])
+        stale = len(self._surplus) - len(fresh)
+        self._surplus = fresh[size:]
+        carried = len(harvest.kept)
+        self._admit(version, harvest)
+        while len(harvest.kept) < size and self._in_flight:
+            self._gather(harvest)
+            self._admit(version, harvest)
+        if self._rollout.max_staleness == 0:
+            # Weights change after this step: nothing may be half-way through.
+            while self._in_flight:
+                self._gather(harvest)
+        self._wanted += size
+        if self._algorithm.dynamic_sampling.surplus is Surplus.CARRY:
+            self._surplus += harvest.kept[size:]
+        else:
+            harvest.dropped["surplus"] += len(harvest.kept[size:])
+        if stale:
+            harvest.dropped["stale"] += stale
+        return Taken(
+            groups=self._completed(harvest),
+            dropped=+harvest.dropped,
+            drawn=harvest.judged,
+            carried=carried,
+        )
+
+    def _gather(self, harvest: _Harvest) -> None:
+        """Wait for the oldest draw, and keep it or pass it over."""
+        oldest = self._in_flight.popleft()
+        [summary] = self._workers.reward.wait([oldest.summary], verb="score a group")
+        taken = TakenGroup(summary=summary, group=oldest.group)
+        harvest.judged += 1
+        harvest.failures += summary.failures
+        groups = max(harvest.judged, self._rollout.prompts_per_step)
+        allowed = int(self._reward.max_failed_share * groups * self._rollout.responses_per_prompt)
+        if len(harvest.failures) > allowed:
+            raise RewardsFailed(_told(harvest.failures, allowed))
+        reason = self._algorithm.keep(summary)
+        if reason is None:
+            harvest.kept.append(taken)
+        else:
+            harvest.passed_over.append(taken)
+            harvest.dropped[reason] += 1
+
+    def _admit(self, version: int, harvest: _Harvest) -> None:
+        """Ask for as many groups as may be in flight without any of them growing too old, and a few ahead."""
+        size, dynamic = self._rollout.prompts_per_step, self._algorithm.dynamic_sampling
+        missing = max(0, size - len(harvest.kept))
+        room = (self._rollout.max_staleness + version + 1) * size - self._wanted - len(harvest.kept)
+        room += math.ceil((dynamic.draw_ahead - 1) * missing) if dynamic.enabled else 0
+        if dynamic.enabled and dynamic.max_batches:
+            room = min(room, dynamic.max_batches * size - harvest.judged)
+        while len(self._in_flight) < room:
             draw, prompt = self._ledger.admit()
             request = GroupRequest(
                 prompt=self._prompts[prompt],
@@ -139,9 +200,26 @@ class RolloutStream:
                 num_samples=self._rollout.responses_per_prompt,
                 seed=self._seed,
                 sampling=self._sampling,
+                with_greedy=self._algorithm.needs.greedy,
             )
             group, summary = ask(self._workers, request)
             self._in_flight.append(_InFlight(group=group, summary=summary))
+
+    def _completed(self, harvest: _Harvest) -> tuple[TakenGroup, ...]:
+        """The step's groups in draw order; what dynamic sampling could not find, its settings say how to do without."""
+        size, dynamic = self._rollout.prompts_per_step, self._algorithm.dynamic_sampling
+        groups = harvest.kept[:size]
+        missing = size - len(groups)
+        if missing and dynamic.exhausted is Exhausted.FILL:
+            groups += harvest.passed_over[:missing]
+        elif missing and (dynamic.exhausted is Exhausted.ERROR or not groups):
+            raise NotEnoughGroups(
+                f"of {harvest.judged} groups only {len(groups)} teach anything, and the step needs {size} "
+                f"({', '.join(f'{count} {reason}' for reason, count in harvest.dropped.items())}). Choose prompts that "
+                "the policy answers now right, now wrong, or set algo.dynamic_sampling.max_batches higher or "
+                "algo.dynamic_sampling.exhausted=fill"
+            )
+        return tuple(sorted(groups, key=lambda item: item.summary.draw))
 
 
 def _told(failures: Sequence[Failure], most: int) -> str:

@@ -28,12 +28,14 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
         token_ids_BT=_pad(responses),
         mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts]),
         rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts]),
-        advantage_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        version_BT=_pad([torch.tensor(rollout.versions()) for rollout in rollouts]),
+        reward_B=torch.tensor([row.reward for row in rows], dtype=torch.float32),
+        prompt_tokens_B=torch.tensor([row.prompt_tokens for row in rows], dtype=torch.long),
     )
 
 
 def collate_examples(examples: Sequence[Example]) -> Batch:
-    """Rows of an offline stage: nobody sampled them, so rollout log-probs and advantages are zero."""
+    """Rows of an offline stage: nobody sampled or judged them, and each is a prompt of its own."""
     context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for example in examples)
     responses = [tokens[example.prompt_length :] for tokens, example in zip(context, examples, strict=True)]
     mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for example in examples])
@@ -43,7 +45,9 @@ def collate_examples(examples: Sequence[Example]) -> Batch:
         token_ids_BT=_pad(responses),
         mask_BT=mask_BT,
         rollout_logprobs_BT=torch.zeros(mask_BT.shape),
-        advantage_B=torch.zeros(len(examples)),
+        version_BT=torch.zeros(mask_BT.shape, dtype=torch.long),
+        reward_B=torch.zeros(len(examples)),
+        prompt_tokens_B=mask_BT.sum(dim=-1),
     )
 
 
@@ -55,7 +59,9 @@ def append_blank(batch: Batch) -> Batch:
         token_ids_BT=pad_with_blank(batch.token_ids_BT),
         mask_BT=pad_with_blank(batch.mask_BT),
         rollout_logprobs_BT=pad_with_blank(batch.rollout_logprobs_BT),
-        advantage_B=torch.cat([batch.advantage_B, torch.zeros(1)]),
+        version_BT=pad_with_blank(batch.version_BT),
+        reward_B=torch.cat([batch.reward_B, batch.reward_B.new_zeros(1)]),
+        prompt_tokens_B=torch.cat([batch.prompt_tokens_B, batch.prompt_tokens_B.new_zeros(1)]),
     )
 
 
@@ -66,7 +72,9 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         token_ids_BT=batch.token_ids_BT.to(device),
         mask_BT=batch.mask_BT.to(device),
         rollout_logprobs_BT=batch.rollout_logprobs_BT.to(device),
-        advantage_B=batch.advantage_B.to(device),
+        version_BT=batch.version_BT.to(device),
+        reward_B=batch.reward_B.to(device),
+        prompt_tokens_B=batch.prompt_tokens_B.to(device),
     )
 
 
@@ -106,7 +114,9 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         token_ids_BT=batch.token_ids_BT[index, :width],
         mask_BT=batch.mask_BT[index, :width],
         rollout_logprobs_BT=batch.rollout_logprobs_BT[index, :width],
-        advantage_B=batch.advantage_B[index],
+        version_BT=batch.version_BT[index, :width],
+        reward_B=batch.reward_B[index],
+        prompt_tokens_B=batch.prompt_tokens_B[index],
     )
 
 
@@ -118,7 +128,10 @@ def select_experience(experience: Experience, rows: Sequence[int]) -> Experience
     return Experience(
         batch=batch,
         outputs=select_outputs(experience.outputs, rows, width),
-        credit=Credit(advantages_BT=experience.credit.advantages_BT[index, :width]),
+        credit=Credit(
+            advantages_BT=experience.credit.advantages_BT[index, :width],
+            returns_BT=experience.credit.returns_BT[index, :width],
+        ),
     )
 
 

@@ -47,9 +47,11 @@ class OldLogprobs(Enum):
     """Where the log-probs at the start of a step come from."""
 
     AUTO = "auto"
-    """The policy's own, detached, when each step has one update; recomputed otherwise."""
+    """The policy's own, detached, when a step has one update and nothing else asks; recomputed otherwise."""
     RECOMPUTE = "recompute"
     """Always one forward pass before the first update; the ratio then starts at 1, which is checked."""
+    ROLLOUT = "rollout"
+    """The rollout engine's ("bypass"): the ratio then spans its mismatch with the trainer, and no pass is made."""
 
 
 @dataclass
@@ -87,11 +89,26 @@ class TrainConfig:
     """Where the schedule ends, as a share of the learning rate."""
     updates_per_step: int = 1
     """Optimizer steps a batch of rollouts (or a batch of rows, offline) is split into."""
+    epochs_per_step: int = 1
+    """Times that a step goes through its batch of rollouts, in the same updates."""
     examples_per_step: int = 64
     """Offline stages: rows of the data set that one optimizer step learns from, over all ranks."""
     tokens_per_micro_batch: int = 8192
     """Padded tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
     old_logprobs: OldLogprobs = OldLogprobs.AUTO
+
+
+@dataclass
+class CriticConfig:
+    """The model that tells what is to be expected, for algorithms that ask for one. What is not said here is as for
+    the policy (`model`, `train`)."""
+
+    path: str = ""
+    """A Hugging Face folder or hub id: a reward model brings its head along, on a language model it starts at zero.
+    Empty: the policy's."""
+    learning_rate: float = 1e-5
+    warmup_updates: int = 0
+    """Optimizer steps over which the learning rate rises linearly."""
 
 
 @dataclass
@@ -164,15 +181,18 @@ class TeamConfig:
     rollout: RolloutConfig
     reward: RewardConfig
     cluster: ClusterConfig
+    critic: CriticConfig
     seed: int
-    total_updates: int
+    policy_updates: int
     """Optimizer steps of the whole run, for the schedule."""
+    critic_updates: int
     log_folder: str
     """Each worker's own output goes to a file here."""
     rollout_workers: bool
     """Whether the run generates and scores (an offline stage does not)."""
     reference: bool
     """Whether a frozen copy of the policy is kept."""
+    has_critic: bool
 
     @property
     def shares_devices(self) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from workers.batches import collate, cut, scatter_rows, select
 from workers.config import Device, ModelConfig
 from workers.model import TokenScorer, load_language_model, score_tokens
-from workers.records import Group, Update
+from workers.records import Group, Update, WeightManifest
+from workers.weight_sync import read_weights
+
+REFERENCE_FILE = "reference.safetensors"
 
 
 class FrozenWorker:
@@ -34,3 +39,22 @@ class FrozenWorker:
             pieces.append((chosen, scored.logprobs_BT))
         whole_BT = scatter_rows(pieces, shape=tuple(batch.mask_BT.shape), device=self._device)
         return {"reference_logprobs_BT": whole_BT.cpu().numpy()}
+
+    @torch.no_grad()
+    def follow(self, manifest: WeightManifest, share: float) -> None:
+        """Every weight moves towards the policy's of this manifest: by all of the way with a share of 1."""
+        own = dict(self._scorer.language_model.named_parameters())
+        for name, tensor in read_weights(manifest):
+            own[name].lerp_(tensor.to(own[name]), share)
+
+    def save(self, folder: Path) -> None:
+        """The weights, for a reference that has moved since the run began."""
+        own = self._scorer.language_model.named_parameters()
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own}, folder / REFERENCE_FILE)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """The other half of `save`."""
+        own = dict(self._scorer.language_model.named_parameters())
+        for name, tensor in load_file(folder / REFERENCE_FILE).items():
+            own[name].copy_(tensor)

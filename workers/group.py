@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -112,27 +113,62 @@ class WorkerGroup:
             raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
 
 
-class PolicyGroup(WorkerGroup):
-    """The data-parallel ranks of the policy trainer; every verb is a collective of all ranks."""
+class TrainerGroup(WorkerGroup):
+    """The data-parallel ranks of a model that learns; every verb is a collective of all ranks."""
 
-    def update(
+    def save(self, folder: Path) -> None:
+        self.wait([actor.save.remote(folder) for actor in self._actors], verb="save")
+
+    def load(self, folder: Path) -> None:
+        self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")
+
+    def offload(self) -> None:
+        self.wait([actor.offload.remote() for actor in self._actors], verb="offload")
+
+    def reload(self) -> None:
+        self.wait([actor.reload.remote() for actor in self._actors], verb="reload")
+
+
+class PolicyGroup(TrainerGroup):
+    """The model that is trained to answer."""
+
+    def look(
         self,
         shares: Sequence[tuple[Update, ...]],
         objective: PolicyObjective,
-        state: AlgorithmState,
         *,
         temperature: float,
-        frozen_outputs: Sequence[ObjectRef],
+        reference: Sequence[ObjectRef],
+        critic: Sequence[ObjectRef],
         groups: Sequence[Sequence[ObjectRef]],
-    ) -> list[UpdateReport]:
-        """One entry a rank: its rows, what frozen models said of them, the groups they come from."""
+    ) -> list[np.ndarray]:
+        """One entry a rank: its rows, what other models said of them, the groups they come from.
+
+        How far each response is from the reference, where the reward is charged for it.
+        """
         return self.wait(
             [
-                actor.update.remote(share, objective, state, temperature, outputs, *refs)
-                for actor, share, outputs, refs in zip(self._actors, shares, frozen_outputs, groups, strict=True)
+                actor.look.remote(share, objective, temperature, of_reference, of_critic, *refs)
+                for actor, share, of_reference, of_critic, refs in zip(
+                    self._actors, shares, reference, critic, groups, strict=True
+                )
             ],
-            verb="update",
+            verb="look at the rollouts",
         )
+
+    def credit(
+        self, advantages: Sequence[np.ndarray], objective: PolicyObjective, state: AlgorithmState
+    ) -> list[ObjectRef]:
+        """References to what a critic has to learn, one a rank; they are there when this returns."""
+        credited = [
+            actor.credit.remote(own, objective, state) for actor, own in zip(self._actors, advantages, strict=True)
+        ]
+        self.wait_there(credited, verb="credit the rollouts")
+        return credited
+
+    def update(self, objective: PolicyObjective, state: AlgorithmState) -> list[ObjectRef]:
+        """References to the ranks' reports: policy and critic learn side by side."""
+        return [actor.update.remote(objective, state) for actor in self._actors]
 
     def fit(
         self, shares: Sequence[tuple[Example, ...]], totals: Totals, objective: OfflineObjective
@@ -151,17 +187,23 @@ class PolicyGroup(WorkerGroup):
     def export(self, folder: Path) -> None:
         self.wait([actor.export.remote(folder) for actor in self._actors], verb="export")
 
-    def save(self, folder: Path) -> None:
-        self.wait([actor.save.remote(folder) for actor in self._actors], verb="save")
 
-    def load(self, folder: Path) -> None:
-        self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")
+class CriticGroup(TrainerGroup):
+    """The model that is trained to know what is to come. Empty for an algorithm without one."""
 
-    def offload(self) -> None:
-        self.wait([actor.offload.remote() for actor in self._actors], verb="offload")
+    def values(self, shares: Sequence[tuple[Update, ...]], *, groups: Sequence[Sequence[ObjectRef]]) -> list[ObjectRef]:
+        """A reference for each share to what is expected before each token; to nothing where there is no critic."""
+        if not self._actors:
+            return [ray.put({})] * len(shares)
+        values = [
+            actor.values.remote(share, *refs) for actor, share, refs in zip(self._actors, shares, groups, strict=True)
+        ]
+        self.wait_there(values, verb="look at the rollouts")
+        return values
 
-    def reload(self) -> None:
-        self.wait([actor.reload.remote() for actor in self._actors], verb="reload")
+    def update(self, objective: PolicyObjective, credits: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """References to the ranks' reports."""
+        return [actor.update.remote(objective, credit) for actor, credit in zip(self._actors, credits, strict=False)]
 
 
 class ReferenceGroup(WorkerGroup):
@@ -172,14 +214,24 @@ class ReferenceGroup(WorkerGroup):
     ) -> list[ObjectRef]:
         """A reference for each share to what the model says of its rows; empty when there is no reference model."""
         if not self._actors:
-            nothing = ray.put({})
-            return [nothing] * len(shares)
+            return [ray.put({})] * len(shares)
         said = [
             self._actors[index % len(self)].reference_outputs.remote(share, temperature, *refs)
             for index, (share, refs) in enumerate(zip(shares, groups, strict=True))
         ]
         self.wait_there(said, verb="look at the rollouts")
         return said
+
+    def follow(self, manifest: WeightManifest, *, share: float) -> None:
+        """Move towards the policy's weights, by this share of the way."""
+        self.wait([actor.follow.remote(manifest, share) for actor in self._actors], verb="follow the policy")
+
+    def save(self, folder: Path) -> None:
+        """One copy is enough: all are equal."""
+        self.wait([actor.save.remote(folder) for actor in self._actors[:1]], verb="save")
+
+    def load(self, folder: Path) -> None:
+        self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")
 
 
 class RolloutGroup(WorkerGroup):

@@ -1,4 +1,5 @@
-"""A Hugging Face language model that answers one question: how likely is each token of these responses?
+"""A Hugging Face model that answers one question: how likely is each token of these responses, or, as a critic, what
+is to be expected before each of them?
 
 Right-padded rows under causal attention need no attention mask: a real token never looks at the padding behind it.
 That keeps the fast causal kernel and is exact.
@@ -10,7 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from workers.config import ModelConfig, Precision, Weights
 from workers.records import Batch, TokenLogprobs
@@ -30,15 +37,12 @@ def load_language_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
 
     Raises UnsupportedModel for an architecture that scales or caps its logits after the head.
     """
-    settings = AutoConfig.from_pretrained(config.path)
+    settings = _settings(config)
     refused = [key for key in REFUSED_HEADS if getattr(settings, key, None) not in (None, 1.0)]
     if refused:
         raise UnsupportedModel(
             f"{config.path} ({settings.model_type}) uses {', '.join(refused)}, which is not supported"
         )
-    for key in vars(settings):
-        if key.endswith("dropout") or key.endswith("_pdrop"):
-            setattr(settings, key, 0.0)
     dtype = DTYPES[config.precision]
     if config.weights is Weights.RANDOM:
         torch.manual_seed(seed)
@@ -47,6 +51,46 @@ def load_language_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             config.path, config=settings, dtype=dtype, attn_implementation="sdpa"
         )
+    return _ready_to_train(model, config)
+
+
+def load_value_model(config: ModelConfig) -> PreTrainedModel:
+    """A critic's network: the body of the model at `config.path` and a head that gives one number.
+
+    A reward model brings its head along; on a language model the head starts at zero, so that the critic first expects
+    nothing instead of noise.
+    """
+    settings = _settings(config)
+    settings.num_labels = 1
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        config.path,
+        config=settings,
+        dtype=DTYPES[config.precision],
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    if any(name.startswith("score.") for name in loading["missing_keys"]):
+        _zero(model.score)
+    return _ready_to_train(model, config)
+
+
+def _zero(head: nn.Module) -> None:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0), torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+
+
+def _settings(config: ModelConfig) -> PretrainedConfig:
+    settings = AutoConfig.from_pretrained(config.path)
+    for key in vars(settings):
+        if key.endswith("dropout") or key.endswith("_pdrop"):
+            setattr(settings, key, 0.0)
+    return settings
+
+
+def _ready_to_train(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,27 +139,57 @@ class TokenScorer(nn.Module):
         self.language_model = language_model
 
     def forward(
-        self, input_ids_BS: Tensor, predictor_N: Tensor, target_N: Tensor, temperature: float
+        self, input_ids_BS: Tensor, predictor_N: Tensor, target_N: Tensor, temperature: float, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        """Returns ([N] log-probs with gradient, [N] entropies without), of logits / temperature."""
+        """Returns ([N] log-probs, [N] entropies), of logits / temperature; entropies with a gradient if asked."""
         body = self.language_model.base_model
         hidden_BSH = body(input_ids=input_ids_BS, use_cache=False).last_hidden_state
         hidden_NH = hidden_BSH.flatten(0, 1)[predictor_N]
-        logits_NV = self.language_model.get_output_embeddings()(hidden_NH).float() / temperature
+        logits_NV = _at_least_float32(self.language_model.get_output_embeddings()(hidden_NH)) / temperature
         log_normaliser_N = logits_NV.logsumexp(dim=-1)
         logprobs_N = logits_NV.gather(1, target_N[:, None]).squeeze(1) - log_normaliser_N
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             probabilities_NV = (logits_NV - log_normaliser_N[:, None]).exp()
             entropy_N = log_normaliser_N - (probabilities_NV * logits_NV).sum(dim=-1)
         return logprobs_N, entropy_N
 
 
-def score_tokens(scorer: nn.Module, batch: Batch, *, temperature: float, device: torch.device) -> TokenLogprobs:
+def score_tokens(
+    scorer: nn.Module, batch: Batch, *, temperature: float, device: torch.device, entropy_gradient: bool = False
+) -> TokenLogprobs:
     """`scorer` is a TokenScorer, or the DeepSpeed engine around one."""
     inputs = inputs_for(batch, device=device)
-    logprobs_N, entropy_N = scorer(inputs.input_ids_BS, inputs.predictor_N, inputs.target_N, temperature)
-    place = (inputs.row_N, inputs.column_N)
-    empty_BT = torch.zeros(batch.mask_BT.shape, dtype=torch.float32, device=device)
-    return TokenLogprobs(
-        logprobs_BT=empty_BT.index_put(place, logprobs_N), entropy_BT=empty_BT.index_put(place, entropy_N)
+    logprobs_N, entropy_N = scorer(
+        inputs.input_ids_BS, inputs.predictor_N, inputs.target_N, temperature, entropy_gradient
     )
+    return TokenLogprobs(
+        logprobs_BT=_in_place(logprobs_N, inputs, batch), entropy_BT=_in_place(entropy_N, inputs, batch)
+    )
+
+
+class ValueScorer(nn.Module):
+    """What a critic expects before each response token: a number from the hidden state that predicts the token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model` is a sequence classifier with one label (`load_value_model`)."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids_BS: Tensor, predictor_N: Tensor) -> Tensor:
+        """[N] values, in at least float32."""
+        hidden_BSH = self.model.base_model(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+        return _at_least_float32(self.model.score(hidden_BSH.flatten(0, 1)[predictor_N])).squeeze(-1)
+
+
+def score_values(scorer: nn.Module, batch: Batch, *, device: torch.device) -> Tensor:
+    """[B, T]; 0 where there is no token. `scorer` is a ValueScorer, or the DeepSpeed engine around one."""
+    inputs = inputs_for(batch, device=device)
+    return _in_place(scorer(inputs.input_ids_BS, inputs.predictor_N), inputs, batch)
+
+
+def _in_place(value_N: Tensor, inputs: ModelInputs, batch: Batch) -> Tensor:
+    return value_N.new_zeros(batch.mask_BT.shape).index_put((inputs.row_N, inputs.column_N), value_N)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

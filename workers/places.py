@@ -29,6 +29,8 @@ def places_for(team: TeamConfig) -> tuple[Place, ...]:
     trainer_gpus = cluster.gpus_per_trainer if on_gpu else 0.0
     engine_gpus = cluster.gpus_per_engine if on_gpu else 0.0
     roles = [("policy", team.train.ranks, trainer_gpus)]
+    if team.has_critic:
+        roles += [("critic", team.train.ranks, trainer_gpus)]
     if team.rollout_workers:
         roles += [("rollout", team.rollout.engines, engine_gpus), ("reward", team.reward.workers, 0.0)]
     if team.reference:

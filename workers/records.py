@@ -79,6 +79,8 @@ class GroupRequest:
     num_samples: int
     seed: int
     sampling: Sampling
+    with_greedy: bool
+    """Whether one more response is asked for, without chance, which is not learned from."""
 
     def sample_seed(self, sample: int) -> int:
         """A 63-bit hash of (seed, draw, sample): neighbouring samples share no stream, unlike seed + sample."""
@@ -147,8 +149,24 @@ class Rollout:
             mask[span.start : span.end] = span.sampled
         return mask
 
+    def versions(self) -> np.ndarray:
+        """[T] int64: the weights that sampled each token."""
+        versions = np.zeros(len(self.token_ids), dtype=np.int64)
+        for span in self.spans:
+            versions[span.start : span.end] = span.version
+        return versions
+
     def oldest_version(self) -> int:
         return min(span.version for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedGroup:
+    """The siblings of one draw as they come from a rollout engine, in sample order."""
+
+    rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None
+    """The response without chance, where the request asked for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +176,23 @@ class ScoredRollout:
     rollout: Rollout
     judgement: Judgement
 
+    def outcome(self) -> GreedyOutcome:
+        return GreedyOutcome(
+            score=self.judgement.total if isinstance(self.judgement, Score) else float("nan"),
+            action_tokens=int(self.rollout.action_mask().sum()),
+            truncated=self.rollout.stop is Stop.LENGTH,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyOutcome:
+    """How a group's greedy response ended."""
+
+    score: float
+    """NaN where it could not be judged."""
+    action_tokens: int
+    truncated: bool
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
@@ -165,7 +200,7 @@ class GroupSummary:
 
     Example:
         GroupSummary(draw=7, prompt_id="arithmetic-1234", score_G=[1.0, nan], length_G=[3, 3], action_tokens_G=[3, 3],
-                     prompt_length=9, truncated_G=[False, False], version=2, failures=(Failure(...),),
+                     prompt_length=9, truncated_G=[False, False], greedy=None, version=2, failures=(Failure(...),),
                      parts={"correct": 1.0}, judging_s=0.002)
     """
 
@@ -179,6 +214,8 @@ class GroupSummary:
     """int64: response tokens that may be trained on."""
     prompt_length: int
     truncated_G: np.ndarray
+    greedy: GreedyOutcome | None
+    """None where the algorithm did not ask for one."""
     version: int
     """The oldest weights that sampled any of its tokens."""
     failures: tuple[Judgement, ...]
@@ -195,6 +232,8 @@ class Group:
     prompt: Prompt
     draw: int
     rollouts: tuple[ScoredRollout, ...]
+    greedy: ScoredRollout | None
+    """The response without chance, where the algorithm asked for one: compared with, not learned from."""
 
     def summary(self, *, judging_s: float) -> GroupSummary:
         judgements = [scored.judgement for scored in self.rollouts]
@@ -209,8 +248,13 @@ class Group:
             action_tokens_G=np.array([int(rollout.action_mask().sum()) for rollout in rollouts], dtype=np.int64),
             prompt_length=len(self.prompt.token_ids),
             truncated_G=np.array([rollout.stop is Stop.LENGTH for rollout in rollouts]),
+            greedy=None if self.greedy is None else self.greedy.outcome(),
             version=min(rollout.oldest_version() for rollout in rollouts),
-            failures=tuple(judgement for judgement in judgements if not isinstance(judgement, Score)),
+            failures=tuple(
+                judgement
+                for judgement in (*judgements, *((self.greedy.judgement,) if self.greedy else ()))
+                if not isinstance(judgement, Score)
+            ),
             parts={name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names},
             judging_s=judging_s,
         )
@@ -221,11 +265,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One response to learn from, named by where it is, with its outcome advantage."""
+    """One response to learn from, named by where it is.
+
+    Example (the shorter one of two siblings of 3 and 5 action tokens):
+        Row(draw=7, sample=0, reward=1.0, prompt_tokens=8)
+    """
 
     draw: int
     sample: int
-    advantage: float
+    reward: float
+    """Of the outcome, shaped; what the divergence from the reference costs is not yet taken off."""
+    prompt_tokens: int
+    """Action tokens of all responses to its prompt in the same optimizer step: the weights of `prompt-mean`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +292,7 @@ class Totals:
     sequences: int
     """Responses with at least one action token."""
     prompts: int
+    """Draws with at least one action token."""
     horizon: int
     """The response length limit: the constant of `seq-mean-token-sum-norm`."""
 
@@ -260,7 +312,7 @@ class Batch:
     Example (a prompt of 2 tokens, responses of 3 and 1):
         Batch(context=(tensor([5, 6, 7, 8, 9]), tensor([5, 6, 7])), prompt_lengths=(2, 2),
               token_ids_BT=[[7, 8, 9], [7, 0, 0]], mask_BT=[[1, 1, 1], [1, 0, 0]],
-              rollout_logprobs_BT=..., advantage_B=...)
+              rollout_logprobs_BT=..., version_BT=..., reward_B=..., prompt_tokens_B=...)
     """
 
     context: tuple[Tensor, ...]
@@ -271,8 +323,12 @@ class Batch:
     """bool: tokens that are trained on; False on padding and on tokens the policy did not write."""
     rollout_logprobs_BT: Tensor
     """float32; 0 where there is no token. NaN-free by construction, so that differences are defined everywhere."""
-    advantage_B: Tensor
-    """float32 outcome advantages."""
+    version_BT: Tensor
+    """int64: the weights that sampled each token; 0 where there is none."""
+    reward_B: Tensor
+    """float32 outcome rewards."""
+    prompt_tokens_B: Tensor
+    """int64: see `Row`."""
 
     def __len__(self) -> int:
         return len(self.context)
@@ -288,7 +344,8 @@ class TokenLogprobs:
     logprobs_BT: Tensor
     """0 where there is no token."""
     entropy_BT: Tensor
-    """Of the whole distribution at each position, without gradient; 0 where there is no token."""
+    """Of the whole distribution at each position; 0 where there is no token. With a gradient where the algorithm's
+    `needs` ask for one."""
 
 
 class MissingOutput(LookupError):
@@ -318,12 +375,19 @@ class ModelOutputs:
     def reference_logprobs_BT(self) -> Tensor:
         return self._read("reference_logprobs_BT")
 
+    @property
+    def values_BT(self) -> Tensor:
+        """Of the critic at the start of the step: what it expects before each token."""
+        return self._read("values_BT")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """Who gets the blame, token by token."""
 
     advantages_BT: Tensor
+    returns_BT: Tensor
+    """What the critic should have expected before each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,9 +420,17 @@ class Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which models an algorithm asks about a batch before it learns from it."""
+    """What an algorithm asks for before it learns from a batch, and of the policy while it learns."""
 
-    reference: bool
+    reference: bool = False
+    """What the frozen policy says of the responses."""
+    critic: bool = False
+    """What a critic expects before each token."""
+    greedy: bool = False
+    """One more response to each prompt, without chance, to compare the others with."""
+    old_logprobs: bool = False
+    """The policy's log-probs before the first update; the loss has its own without asking."""
+    entropy_gradient: bool = False
 
 
 class PolicyObjective(Protocol):
@@ -367,11 +439,23 @@ class PolicyObjective(Protocol):
     @property
     def needs(self) -> Needs: ...
 
-    def token_credit(self, batch: Batch, outputs: ModelOutputs) -> Credit: ...
+    @property
+    def whiten(self) -> bool: ...
+
+    @property
+    def whiten_ddof(self) -> int: ...
+
+    def divergence(self, batch: Batch, outputs: ModelOutputs) -> Tensor: ...
+
+    def token_credit(
+        self, batch: Batch, outputs: ModelOutputs, advantage_B: Tensor, state: AlgorithmState
+    ) -> Credit: ...
 
     def policy_loss(
         self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState
     ) -> Loss: ...
+
+    def value_loss(self, values_BT: Tensor, experience: Experience, totals: Totals) -> Loss: ...
 
 
 class OfflineObjective(Protocol):

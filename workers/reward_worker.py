@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from rewards.load import RewardSource, check_columns
-from workers.records import Group, GroupSummary, Rollout, ScoredRollout
+from workers.records import GeneratedGroup, Group, GroupSummary, ScoredRollout
 from workers.scoring import RewardProcess
 
 
@@ -17,8 +17,9 @@ class RewardWorker:
         self._arguments = dict(arguments)
         self._process = RewardProcess(source, arguments, timeout_s)
 
-    def score(self, rollouts: tuple[Rollout, ...]) -> tuple[Group, GroupSummary]:
+    def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
         """The siblings of one draw, judged, and what the driver needs to know of them."""
+        rollouts = (*generated.rollouts, *((generated.greedy,) if generated.greedy else ()))
         prompt, draw = rollouts[0].prompt, rollouts[0].draw
         draws = sorted({rollout.draw for rollout in rollouts})
         if len(draws) > 1:
@@ -31,7 +32,9 @@ class RewardWorker:
             ScoredRollout(rollout=rollout, judgement=judgement)
             for rollout, judgement in zip(rollouts, judgements, strict=True)
         )
-        group = Group(prompt=prompt, draw=draw, rollouts=scored)
+        siblings = len(generated.rollouts)
+        greedy = scored[siblings] if generated.greedy else None
+        group = Group(prompt=prompt, draw=draw, rollouts=scored[:siblings], greedy=greedy)
         return group, group.summary(judging_s=judging_s)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.hf_engine import HFEngine
-from workers.records import GroupRequest, Rollout, WeightManifest, WeightReceipt
+from workers.records import GeneratedGroup, GroupRequest, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
 from workers.vllm_engine import VLLMEngine
 
@@ -20,7 +20,7 @@ class RolloutActor:
         engine_class = ENGINES[rollout.engine]
         self._worker = RolloutWorker(lambda: engine_class(model, rollout, cluster, seed=seed))
 
-    async def generate(self, request: GroupRequest) -> tuple[Rollout, ...]:
+    async def generate(self, request: GroupRequest) -> GeneratedGroup:
         return await asyncio.wrap_future(self._worker.generate(request))
 
     async def load_weights(self, manifest: WeightManifest) -> WeightReceipt:

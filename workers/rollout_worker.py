@@ -10,10 +10,18 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Never, Protocol, TypeVar
 
-from workers.records import Completion, GroupRequest, Rollout, Sampling, WeightManifest, WeightReceipt
+from workers.records import (
+    Completion,
+    GeneratedGroup,
+    GroupRequest,
+    Rollout,
+    Sampling,
+    WeightManifest,
+    WeightReceipt,
+)
 
 Answer = TypeVar("Answer")
 
@@ -56,7 +64,7 @@ class _PendingGroup:
     """A group whose siblings are still being decoded."""
 
     request: GroupRequest
-    future: Future[tuple[Rollout, ...]]
+    future: Future[GeneratedGroup]
     rollouts: dict[int, Rollout] = field(default_factory=dict)
 
 
@@ -82,13 +90,13 @@ class RolloutWorker:
         self._thread.start()
         started.result()
 
-    def generate(self, request: GroupRequest) -> Future[tuple[Rollout, ...]]:
+    def generate(self, request: GroupRequest) -> Future[GeneratedGroup]:
         """All responses of a group, in sample order, when the last of them has ended."""
         group = _PendingGroup(request=request, future=Future())
 
         def add(engine: RolloutEngine) -> None:
             try:
-                for sample in range(request.num_samples):
+                for sample in range(_responses(request)):
                     self._add(engine, group, sample)
             except Exception as error:  # handed to whoever waits for the group, in another thread
                 group.future.set_exception(error)
@@ -129,7 +137,7 @@ class RolloutWorker:
                 id=key,
                 token_ids=request.prompt.token_ids,
                 seed=request.sample_seed(sample),
-                sampling=request.sampling,
+                sampling=request.sampling if sample < request.num_samples else _greedy(request.sampling),
             )
         )
         self._pending[key] = (group, sample)
@@ -174,11 +182,22 @@ class RolloutWorker:
             stop=completion.stop,
         )
         del self._pending[key]
-        if len(group.rollouts) == request.num_samples:
-            group.future.set_result(tuple(group.rollouts[sample] for sample in range(request.num_samples)))
+        if len(group.rollouts) == _responses(request):
+            siblings = tuple(group.rollouts[sample] for sample in range(request.num_samples))
+            greedy = group.rollouts.get(request.num_samples)
+            group.future.set_result(GeneratedGroup(rollouts=siblings, greedy=greedy))
 
     def _fail_all(self, error: Exception) -> None:
         for group, _ in self._pending.values():
             if not group.future.done():
                 group.future.set_exception(error)
         self._pending.clear()
+
+
+def _responses(request: GroupRequest) -> int:
+    """The greedy one, where it is asked for, comes after the siblings."""
+    return request.num_samples + request.with_greedy
+
+
+def _greedy(sampling: Sampling) -> Sampling:
+    return replace(sampling, temperature=0.0)

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from workers.records import Experience, Loss, TokenLogprobs
+from workers.records import Batch, Experience, Loss, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,14 @@ class Tally:
         for name, value in loss.metrics.items():
             self._contributions[name] += float(value) / self._num_updates
 
-    def add_mismatch(self, past: Experience) -> None:
+    def add_mismatch(self, trainer_BT: Tensor, batch: Batch, *, version: int) -> None:
         """How far the trainer's log-probs of the sampled tokens lie from the rollout engine's.
 
+        Of tokens sampled by the weights `version` alone: older ones lie apart for another reason.
         `k3` estimates KL(rollout || trainer) from the rollout's own samples (http://joschu.net/blog/kl-approx.html).
         """
-        mask_BT = past.batch.mask_BT
-        gap_N = (past.outputs.old_logprobs_BT.cpu() - past.batch.rollout_logprobs_BT)[mask_BT].double()
+        fresh_BT = batch.mask_BT & (batch.version_BT == version)
+        gap_N = (trainer_BT.detach() - batch.rollout_logprobs_BT)[fresh_BT].double()
         self._contributions["logprob_gap_mean"] += float(gap_N.abs().sum()) / self._num_tokens
         self._contributions["logprob_gap_k3"] += float((gap_N.exp() - gap_N - 1.0).sum()) / self._num_tokens
         if len(gap_N):
@@ -60,9 +61,9 @@ class Tally:
     def add_ratio(self, policy: TokenLogprobs, past: Experience) -> None:
         """How far the ratio lies from 1 where it must be 1: on the first update after a recomputation."""
         mask_BT = past.batch.mask_BT
-        delta_N = (policy.logprobs_BT.detach().cpu() - past.outputs.old_logprobs_BT)[mask_BT]
+        delta_N = (policy.logprobs_BT.detach() - past.outputs.old_logprobs_BT)[mask_BT]
         if len(delta_N):
-            self._maximum("ratio_deviation", float(torch.expm1(delta_N).abs().max()))
+            self._maximum("ratio_deviation", float(delta_N.expm1().abs().max()))
 
     def add_step(self, *, gradient_norm: float, learning_rate: float, skipped: bool, is_first_rank: bool) -> None:
         """Figures that all ranks share are contributed by the first."""

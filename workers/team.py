@@ -6,23 +6,33 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 
 from rewards.load import RewardSource
 from workers.config import Device, TeamConfig
+from workers.critic_worker import CriticWorker
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
-from workers.group import Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup, WorkerGroup
+from workers.group import (
+    CriticGroup,
+    Hosting,
+    PolicyGroup,
+    ReferenceGroup,
+    RewardGroup,
+    RolloutGroup,
+    WorkerGroup,
+)
 from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
 from workers.places import places_for
-from workers.records import WeightReceipt
+from workers.policy_worker import PolicyWorker
+from workers.records import WeightManifest, WeightReceipt
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
-from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
+from workers.train_worker import RankInfo, TrainerSetup
 from workers.weight_sync import WeightSyncError
 
 Announce = Callable[[str], None]
@@ -34,7 +44,8 @@ MOST_NAMED = 4
 class SyncReport:
     """One version of the weights, served by every rollout engine."""
 
-    checksum: str
+    manifest: WeightManifest
+    """Where they lie until the next version is published."""
     num_bytes: int
 
 
@@ -43,6 +54,7 @@ class Workers:
     """Everybody who works on a run; a role that the run does not need has an empty group."""
 
     policy: PolicyGroup
+    critic: CriticGroup
     reference: ReferenceGroup
     rollout: RolloutGroup
     reward: RewardGroup
@@ -54,6 +66,7 @@ class Workers:
         """The rollout engines have the devices. With devices of their own, nothing to do."""
         if self.shares_devices:
             self.policy.offload()
+            self.critic.offload()
         yield
 
     @contextmanager
@@ -62,6 +75,7 @@ class Workers:
         if self.shares_devices:
             self.rollout.sleep()
             self.policy.reload()
+            self.critic.reload()
         yield
 
     def publish_weights(self, *, version: int) -> SyncReport:
@@ -78,7 +92,7 @@ class Workers:
         for index, receipt in enumerate(self.rollout.load_weights(manifest)):
             if receipt != expected:
                 raise WeightSyncError(f"rollout {index} answered {receipt}, the trainer sent {expected}")
-        return SyncReport(checksum=manifest.checksum, num_bytes=expected.num_bytes)
+        return SyncReport(manifest=manifest, num_bytes=expected.num_bytes)
 
 
 @contextmanager
@@ -103,21 +117,30 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
             call_timeout_s=team.cluster.call_timeout_s,
         )
         workers = _make_workers(team, reward, hosting, meeting)
-        groups = [workers.policy, workers.rollout, workers.reference, workers.reward]
+        groups = [workers.policy, workers.critic, workers.rollout, workers.reference, workers.reward]
         _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
 
 
 def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting, meeting: MeetingPoint) -> Workers:
-    ranks = team.train.ranks
-    setup = TrainerSetup(
+    policy = TrainerSetup(
         model=team.model,
         train=team.train,
         device=team.cluster.device,
         seed=team.seed,
-        total_updates=team.total_updates,
+        total_updates=team.policy_updates,
     )
-    infos = [RankInfo(rank=rank, world_size=ranks, meeting=meeting) for rank in range(ranks)]
+    critic = replace(
+        policy,
+        model=replace(team.model, path=team.critic.path or team.model.path),
+        train=replace(team.train, learning_rate=team.critic.learning_rate, warmup_updates=team.critic.warmup_updates),
+        total_updates=team.critic_updates,
+    )
+
+    def ranks(role: str) -> list[RankInfo]:
+        size = team.train.ranks
+        return [RankInfo(role=role, rank=rank, world_size=size, meeting=meeting) for rank in range(size)]
+
     engines = team.rollout.engines if team.rollout_workers else 0
     judges = team.reward.workers if team.rollout_workers else 0
     return Workers(
@@ -127,7 +150,15 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             role="rollout",
             arguments=[(team.model, team.rollout, team.cluster, team.seed)] * engines,
         ),
-        policy=PolicyGroup(TrainWorker, hosting, role="policy", arguments=[(setup, info) for info in infos]),
+        policy=PolicyGroup(
+            PolicyWorker, hosting, role="policy", arguments=[(policy, rank) for rank in ranks("policy")]
+        ),
+        critic=CriticGroup(
+            CriticWorker,
+            hosting,
+            role="critic",
+            arguments=[(critic, rank) for rank in ranks("critic") if team.has_critic],
+        ),
         reference=ReferenceGroup(
             FrozenWorker,
             hosting,

@@ -1,9 +1,13 @@
-"""What every algorithm answers: which models it needs, what an outcome is worth, and the loss.
+"""What every algorithm answers: what it needs, what an outcome is worth, who gets the credit, and the loss.
 
-An algorithm is a frozen dataclass of settings. `advantage` runs on the driver and sees numbers of the whole rollout
-batch; `token_credit` and `policy_loss` run on the trainer rank that owns the rows and see tensors. What changes during
-a run is an `AlgorithmState`, passed in and returned, so that a checkpoint can hold it.
+An algorithm is a frozen dataclass of settings. A step asks it four things, in this order:
 
+    keep            driver   is this group worth learning from?
+    advantage       driver   what is each response worth? Numbers of the whole rollout batch.
+    token_credit    trainer  what is each token worth? Tensors of the rows that this rank owns.
+    policy_loss     trainer  one micro-batch's share of the optimizer step's loss (and `value_loss`, the critic's)
+
+What changes during a run is an `AlgorithmState`, passed in and returned, so that a checkpoint can hold it.
 Array and tensor suffixes: `B` responses, `T` token positions of a response (right-padded).
 """
 
@@ -11,11 +15,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from engine.algorithms.dynamic_sampling import DynamicSampling
+from engine.algorithms.reference_refresh import ReferenceRefresh
+from engine.algorithms.shaping import Shaping
 from workers.records import (
     AlgorithmState,
     Batch,
@@ -29,9 +36,8 @@ from workers.records import (
     Totals,
 )
 
-
-class InvalidSetting(ValueError):
-    """A setting that an algorithm cannot work with: says which, its value, and what to choose instead."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +45,14 @@ class Outcomes:
     """How the judged responses of one whole rollout batch ended, one entry a response, in any order.
 
     Example (a group of two and a group of one, whose sibling could not be judged):
-        Outcomes(score_B=[1.0, 0.0, 0.5], length_B=[3, 5, 4], group_B=[7, 7, 8])
+        Outcomes(score_B=[1.0, 0.0, 0.5], greedy_B=[0.0, 0.0, 1.0], length_B=[3, 5, 4], group_B=[7, 7, 8])
     """
 
     score_B: np.ndarray
-    """float64, finite: a response without a score is not an outcome."""
+    """float64, finite: a response without a score is not an outcome. Shaped; for algorithms that give credit by the
+    response, less what its divergence from the reference costs."""
+    greedy_B: np.ndarray
+    """float64: the score of the greedy response to the same prompt; NaN where the algorithm asked for none."""
     length_B: np.ndarray
     """int64: action tokens."""
     group_B: np.ndarray
@@ -63,6 +72,20 @@ class Algorithm(ABC):
     online: ClassVar[bool] = True
     min_group_size: ClassVar[int] = 1
     """Fewest responses per prompt that its advantage is defined for."""
+    credits_tokens: ClassVar[bool] = False
+    """Whether a divergence in the reward is charged where it occurs, token by token (returns, GAE). Otherwise a
+    response's whole divergence is taken off its score before it is compared with others."""
+
+    whiten: bool = False
+    """Whether advantages are brought to mean 0 and variance 1 over all action tokens of the rollout batch."""
+    whiten_ddof: int = 1
+    """1 divides by one token less (an unbiased variance), 0 by all of them."""
+    shaping: Shaping = field(default_factory=Shaping)
+    """From a raw score to the reward that is learned from."""
+    dynamic_sampling: DynamicSampling = field(default_factory=DynamicSampling)
+    """Which groups are passed over, and for how long others are drawn instead."""
+    reference_refresh: ReferenceRefresh = field(default_factory=ReferenceRefresh)
+    """When the reference follows the policy."""
 
     @property
     @abstractmethod
@@ -70,27 +93,40 @@ class Algorithm(ABC):
 
     def keep(self, summary: GroupSummary) -> str | None:
         """Why a group is not worth learning from, in a word or two for the metrics; None keeps it."""
-        return None
+        return self.dynamic_sampling.reason_to_drop(summary)
 
     @abstractmethod
     def advantage(self, outcomes: Outcomes) -> np.ndarray:
         """[B] float64: what each response is worth, judged on the whole rollout batch."""
 
-    def token_credit(self, batch: Batch, outputs: ModelOutputs) -> Credit:
+    def divergence(self, batch: Batch, outputs: ModelOutputs) -> Tensor:
+        """[B, T] per action token, how far the policy of this step's start is from the reference, where the reward is
+        charged for it; zeros otherwise."""
+        return batch.rollout_logprobs_BT.new_zeros(batch.mask_BT.shape)
+
+    def token_credit(self, batch: Batch, outputs: ModelOutputs, advantage_B: Tensor, state: AlgorithmState) -> Credit:
         """Every action token of a response shares the response's advantage."""
         # Selected, not multiplied by the mask: 0 * NaN is NaN.
-        return Credit(advantages_BT=batch.advantage_B.unsqueeze(-1).where(batch.mask_BT, 0.0))
+        advantages_BT = advantage_B.unsqueeze(-1).where(batch.mask_BT, 0.0)
+        return Credit(advantages_BT=advantages_BT, returns_BT=advantages_BT)
 
     @abstractmethod
     def policy_loss(
         self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState
     ) -> Loss: ...
 
+    def value_loss(self, values_BT: Tensor, experience: Experience, totals: Totals) -> Loss:
+        raise NotImplementedError(f"{type(self).__name__} asks for no critic")
+
+    def trains_policy(self, step: int) -> bool:
+        """Whether the policy learns in step `step` (from 0), or the critic alone."""
+        return True
+
     def initial_state(self) -> AlgorithmState:
         return AlgorithmState(kl_coef=0.0)
 
     def next_state(self, state: AlgorithmState, metrics: Mapping[str, float]) -> AlgorithmState:
-        """The state after a step whose summed metrics are `metrics`."""
+        """The state after a step whose metrics are `metrics`."""
         return state
 
 

@@ -11,6 +11,18 @@ from enum import Enum
 
 import numpy as np
 
+
+class Scale(Enum):
+    """What an advantage is measured in."""
+
+    GROUP = "group"
+    """Standard deviations of its siblings' scores (GRPO)."""
+    BATCH = "batch"
+    """Standard deviations of all scores of the rollout batch (2508.08221)."""
+    NONE = "none"
+    """Units of score (Dr. GRPO)."""
+
+
 EQUAL_TOLERANCE = 1e-8
 """Scores of a group that differ by less (relative to the largest, at least 1) are equal."""
 
@@ -68,6 +80,18 @@ def above_siblings(score_B: np.ndarray, group_B: np.ndarray, *, singleton: Singl
     return above_B
 
 
+def above_others(score_B: np.ndarray, group_B: np.ndarray, *, singleton: Singleton) -> np.ndarray:
+    """Each score minus the mean of its siblings', its own left out: n / (n - 1) times `above_siblings`.
+
+    >>> above_others(np.array([1.0, 0.5, 0.0]), np.array([1, 2, 1]), singleton=Singleton.ZERO).tolist()
+    [1.0, 0.0, -1.0]
+    """
+    above_B = above_siblings(score_B, group_B, singleton=singleton)
+    for rows in sibling_rows(group_B):
+        above_B[rows] *= len(rows) / max(len(rows) - 1, 1)
+    return above_B
+
+
 def sibling_std(score_B: np.ndarray, group_B: np.ndarray, *, ddof: int = 1) -> np.ndarray:
     """[B] the spread of scores in each row's group; 1 where there is none to divide by.
 
@@ -80,6 +104,13 @@ def sibling_std(score_B: np.ndarray, group_B: np.ndarray, *, ddof: int = 1) -> n
         if len(rows) > 1 and not all_equal(scores):
             std_B[rows] = scores.std(ddof=ddof)
     return std_B
+
+
+def batch_std(score_B: np.ndarray, *, ddof: int = 1) -> float:
+    """The spread of all scores; 1 where there is none to divide by."""
+    if len(score_B) < 2 or all_equal(score_B):
+        return 1.0
+    return float(score_B.astype(np.float64).std(ddof=ddof))
 
 
 def _worth_alone(score: float, group: object, singleton: Singleton) -> float:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LOG_RATIO_LIMIT = 20.0
 LOW_VAR_LIMIT = 10.0
+ERROR_LIMIT = 0.2
+"""However far the divergence is from its target, the coefficient does not jump."""
 
 
 class KlEstimator(Enum):
@@ -52,3 +54,15 @@ def kl_estimate(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, esti
 def _k3(x_BT: Tensor) -> Tensor:
     x_BT = x_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return (-x_BT).expm1() + x_BT
+
+
+def adapted_coefficient(
+    coefficient: float, *, divergence: float, responses: float, target: float, horizon: float
+) -> float:
+    """The coefficient after a batch of `responses` whose mean divergence was `divergence` (1909.08593, section 2.2).
+
+    >>> adapted_coefficient(0.1, divergence=12.0, responses=256, target=6.0, horizon=10_000)
+    0.100512
+    """
+    error = min(max(divergence / target - 1.0, -ERROR_LIMIT), ERROR_LIMIT)
+    return coefficient * (1.0 + error * responses / horizon)

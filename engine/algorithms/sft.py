@@ -17,8 +17,8 @@ class SFT(Objective):
     """
 
     def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss:
-        value = aggregate(-policy.logprobs_BT, batch.mask_BT, totals, Aggregation.TOKEN_MEAN)
+        value = aggregate(-policy.logprobs_BT, batch, totals, Aggregation.TOKEN_MEAN)
         return Loss(
             value=value,
-            metrics={"nll": value.detach(), "entropy": token_mean(policy.entropy_BT, batch.mask_BT, totals)},
+            metrics={"nll": value.detach(), "entropy": token_mean(policy.entropy_BT, batch, totals)},
         )

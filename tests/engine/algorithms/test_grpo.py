@@ -14,10 +14,11 @@ from loss_rows import Rows
 from torch import Tensor
 
 from engine.algorithms.aggregation import Aggregation
-from engine.algorithms.base import InvalidSetting, Outcomes
+from engine.algorithms.base import Outcomes
 from engine.algorithms.groups import Singleton
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.kl import KlEstimator
+from engine.algorithms.settings import InvalidSetting
 from workers.records import AlgorithmState, Loss, MissingOutput, ModelOutputs, Totals
 
 HORIZON = 4

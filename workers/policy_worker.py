@@ -1,0 +1,229 @@
+"""One rank of the policy's trainer: look at rollouts, credit them, learn from them, give weights.
+
+Algorithm-blind: it is handed an objective and asks it. The three verbs of a step come in this order, on rows that stay
+here in between: `look`, `credit`, `update`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workers.batches import collate, collate_examples, select_experience
+from workers.config import OldLogprobs
+from workers.model import TokenScorer, load_language_model, score_tokens
+from workers.records import (
+    AlgorithmState,
+    Batch,
+    Example,
+    Experience,
+    Group,
+    Loss,
+    ModelOutputs,
+    OfflineObjective,
+    PolicyObjective,
+    TokenLogprobs,
+    Totals,
+    Update,
+    WeightManifest,
+)
+from workers.tally import Tally, UpdateReport
+from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
+from workers.weight_sync import SharedWeights, padded_bytes
+from workers.whitening import whitened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """One batch of rollouts, with all that models say of it before the first update."""
+
+    updates: tuple[Update, ...]
+    batch: Batch
+    """Its blank row last."""
+    outputs: ModelOutputs
+    temperature: float
+    own_logprobs: bool
+    """Whether a loss takes its own log-probs, detached, for the old ones: right on a step's only update."""
+
+
+class PolicyWorker(TrainWorker):
+    """The model that is trained to answer."""
+
+    def __init__(self, setup: TrainerSetup, rank: RankInfo) -> None:
+        super().__init__(setup, rank)
+        self._shared_weights = SharedWeights()
+        self._version = 0
+
+    def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
+        return load_language_model(setup.model, seed=setup.seed)
+
+    def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
+        return TokenScorer(model)
+
+    # ------------------------------------------------------------------ learning
+
+    def look(
+        self,
+        updates: tuple[Update, ...],
+        objective: PolicyObjective,
+        temperature: float,
+        reference_outputs: Mapping[str, np.ndarray],
+        critic_outputs: Mapping[str, np.ndarray],
+        *groups: Group,
+    ) -> np.ndarray:
+        """Take in the rows of `updates`, and what the other models said of them ([B, T] each, rows in that order).
+
+        [B] how far each response is from the reference, summed over its action tokens: 0 unless the reward is charged.
+        """
+        batch = self._on_device(collate([row for update in updates for row in update.rows], groups))
+        tensors = self._outputs_on_device({**reference_outputs, **critic_outputs})
+        mode, passes = self._train.old_logprobs, len(updates) * self._train.epochs_per_step
+        own = mode is OldLogprobs.AUTO and passes == 1 and not objective.needs.old_logprobs
+        if mode is OldLogprobs.ROLLOUT:
+            tensors["old_logprobs_BT"] = batch.rollout_logprobs_BT
+        elif not own:
+            tensors["old_logprobs_BT"] = self.logprobs(batch, temperature=temperature)
+        self._looked = _Looked(
+            updates=updates,
+            batch=batch,
+            outputs=ModelOutputs(tensors=tensors),
+            temperature=temperature,
+            own_logprobs=own,
+        )
+        return objective.divergence(batch, self._looked.outputs).sum(dim=-1)[:-1].cpu().numpy()
+
+    def credit(
+        self, advantage_B: np.ndarray, objective: PolicyObjective, state: AlgorithmState
+    ) -> Mapping[str, np.ndarray]:
+        """Who gets the blame in these rows, token by token; `advantage_B` is what each response is worth.
+
+        What a critic has to learn: {"returns_BT": [B, T]}; the advantages stay here.
+        """
+        batch = self._looked.batch
+        advantage_B = torch.cat([torch.tensor(advantage_B, dtype=torch.float32), torch.zeros(1)]).to(self._device)
+        credit = objective.token_credit(batch, self._looked.outputs, advantage_B, state)
+        if objective.whiten:
+            advantages_BT = whitened(
+                credit.advantages_BT, batch.mask_BT, ddof=objective.whiten_ddof, all_reduce=self._all_reduce
+            )
+            credit = replace(credit, advantages_BT=advantages_BT)
+        self._experience = Experience(batch=batch, outputs=self._looked.outputs, credit=credit)
+        return {"returns_BT": credit.returns_BT[:-1].cpu().numpy()} if objective.needs.critic else {}
+
+    def update(self, objective: PolicyObjective, state: AlgorithmState) -> UpdateReport:
+        """Learn from the credited rows: one optimizer step for each of their updates, in each epoch."""
+        looked, experience, epochs = self._looked, self._experience, self._train.epochs_per_step
+        tally = Tally(
+            num_updates=len(looked.updates) * epochs,
+            num_tokens=sum(update.totals.tokens for update in looked.updates),
+        )
+        for epoch in range(epochs):
+            next_row = 0
+            for number, update in enumerate(looked.updates):
+                rows = range(next_row, next_row + len(update.rows))
+                next_row = rows.stop
+                is_first = epoch == number == 0
+
+                def micro_loss(
+                    micro_batch: Batch,
+                    chosen: Sequence[int],
+                    totals: Totals = update.totals,
+                    is_first: bool = is_first,
+                    is_first_epoch: bool = epoch == 0,
+                ) -> Loss:
+                    policy = score_tokens(
+                        self._engine,
+                        micro_batch,
+                        temperature=looked.temperature,
+                        device=self._device,
+                        entropy_gradient=objective.needs.entropy_gradient,
+                    )
+                    past = select_experience(experience, chosen)
+                    if looked.own_logprobs:
+                        past = _with_own_logprobs(past, policy)
+                    self._compare(policy, past, tally, is_first=is_first, is_first_epoch=is_first_epoch)
+                    return objective.policy_loss(policy, past, totals, state)
+
+                self._optimizer_step(looked.batch, rows, micro_loss, tally=tally)
+        return tally.report()
+
+    def _compare(
+        self, policy: TokenLogprobs, past: Experience, tally: Tally, *, is_first: bool, is_first_epoch: bool
+    ) -> None:
+        """Figures behind the invariants, once for each row that the start-of-step policy can still be asked about."""
+        if self._train.old_logprobs is OldLogprobs.ROLLOUT:
+            if is_first:
+                tally.add_mismatch(policy.logprobs_BT, past.batch, version=self._version)
+        elif is_first_epoch:
+            tally.add_mismatch(past.outputs.old_logprobs_BT, past.batch, version=self._version)
+            if is_first and not self._looked.own_logprobs:
+                tally.add_ratio(policy, past)
+
+    def fit(self, examples: tuple[Example, ...], totals: Totals, objective: OfflineObjective) -> UpdateReport:
+        """One optimizer step of an offline stage on this rank's examples; `totals` count all ranks'."""
+        batch = self._on_device(collate_examples(examples))
+        tally = Tally(num_updates=1, num_tokens=totals.tokens)
+
+        def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:
+            policy = score_tokens(self._engine, micro_batch, temperature=1.0, device=self._device)
+            return objective.loss(policy, micro_batch, totals)
+
+        self._optimizer_step(batch, range(len(examples)), micro_loss, tally=tally)
+        return tally.report()
+
+    def logprobs(self, batch: Batch, *, temperature: float) -> Tensor:
+        """[B, T] log-probs of a batch that ends with its blank row."""
+
+        def score(micro_batch: Batch) -> Tensor:
+            return score_tokens(self._engine, micro_batch, temperature=temperature, device=self._device).logprobs_BT
+
+        return self._of_every_token(batch, score)
+
+    def evaluate(self, examples: tuple[Example, ...]) -> tuple[float, int]:
+        """(sum of negative log-likelihoods, trained tokens) of this rank's held-out examples."""
+        batch = self._on_device(collate_examples(examples))
+        logprobs_BT = self.logprobs(batch, temperature=1.0)
+        return float(-logprobs_BT[batch.mask_BT].double().sum()), int(batch.mask_BT.sum())
+
+    def _all_reduce(self, sums: Tensor) -> Tensor:
+        if self._rank.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
+    # ------------------------------------------------------------------ weights
+
+    def publish(self, version: int) -> WeightManifest | None:
+        """Lay all weights out in shared memory. A collective call under ZeRO-3; only rank 0 returns a manifest."""
+        self._version = version
+        if self._rank.rank != 0:
+            for _ in self._whole_weights():
+                pass
+            return None
+        # Under ZeRO-3 a parameter is empty until it is gathered, and keeps its shape elsewhere.
+        shapes = (
+            torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
+            for parameter in self._model.parameters()
+        )
+        return self._shared_weights.write(self._whole_weights(), version=version, num_bytes=padded_bytes(shapes))
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a plain Hugging Face folder (weights and architecture; the caller adds the tokenizer)."""
+        is_writer = self._rank.rank == 0
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_weights() if is_writer}
+        if is_writer:
+            self._model.config.use_cache = True
+            self._model.save_pretrained(folder, state_dict=state)
+            self._model.config.use_cache = False
+
+
+def _with_own_logprobs(past: Experience, policy: TokenLogprobs) -> Experience:
+    """On a step's only update nothing was recomputed: its log-probs, detached, are the old ones."""
+    tensors = {**past.outputs.tensors, "old_logprobs_BT": policy.logprobs_BT.detach()}
+    return replace(past, outputs=ModelOutputs(tensors=tensors))
