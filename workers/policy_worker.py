@@ -106,16 +106,34 @@ class PolicyWorker(TrainWorker):
 
         What a critic has to learn: {"returns_BT": [B, T]}; the advantages stay here.
         """
-        batch = self._looked.batch
+        looked = self._looked
         advantage_B = torch.cat([torch.tensor(advantage_B, dtype=torch.float32), torch.zeros(1)]).to(self._device)
-        credit = objective.token_credit(batch, self._looked.outputs, advantage_B, state)
+        credit = objective.token_credit(looked.batch, looked.outputs, advantage_B, state)
+        experience = Experience(batch=looked.batch, outputs=looked.outputs, credit=credit)
+        self._totals = [update.totals for update in looked.updates]
+        if objective.needs.recount:
+            experience = replace(experience, batch=self._recounted(objective.counted(experience)))
         if objective.whiten:
             advantages_BT = whitened(
-                credit.advantages_BT, batch.mask_BT, ddof=objective.whiten_ddof, all_reduce=self._all_reduce
+                credit.advantages_BT,
+                experience.batch.mask_BT,
+                ddof=objective.whiten_ddof,
+                all_reduce=self._all_reduce,
             )
-            credit = replace(credit, advantages_BT=advantages_BT)
-        self._experience = Experience(batch=batch, outputs=self._looked.outputs, credit=credit)
+            experience = replace(experience, credit=replace(credit, advantages_BT=advantages_BT))
+        self._experience = experience
         return {"returns_BT": credit.returns_BT[:-1].cpu().numpy()} if objective.needs.critic else {}
+
+    def _recounted(self, counted_BT: Tensor) -> Batch:
+        """The batch in which only these tokens count; each update's totals are counted again, over all ranks."""
+        sizes = [len(update.rows) for update in self._looked.updates]
+        own = [torch.stack([rows_BT.sum(), rows_BT.any(dim=-1).sum()]) for rows_BT in counted_BT[:-1].split(sizes)]
+        counts = self._all_reduce(torch.stack(own).double()).long().tolist()
+        self._totals = [
+            replace(totals, tokens=tokens, sequences=sequences)
+            for totals, (tokens, sequences) in zip(self._totals, counts, strict=True)
+        ]
+        return replace(self._looked.batch, mask_BT=counted_BT)
 
     def update(self, objective: PolicyObjective, state: AlgorithmState) -> UpdateReport:
         """Learn from the credited rows: one optimizer step for each of their updates, in each epoch."""
@@ -126,7 +144,7 @@ class PolicyWorker(TrainWorker):
         )
         for epoch in range(epochs):
             next_row = 0
-            for number, update in enumerate(looked.updates):
+            for number, (update, totals) in enumerate(zip(looked.updates, self._totals, strict=True)):
                 rows = range(next_row, next_row + len(update.rows))
                 next_row = rows.stop
                 is_first = epoch == number == 0
@@ -134,7 +152,7 @@ class PolicyWorker(TrainWorker):
                 def micro_loss(
                     micro_batch: Batch,
                     chosen: Sequence[int],
-                    totals: Totals = update.totals,
+                    totals: Totals = totals,
                     is_first: bool = is_first,
                     is_first_epoch: bool = epoch == 0,
                 ) -> Loss:
@@ -148,21 +166,28 @@ class PolicyWorker(TrainWorker):
                     past = select_experience(experience, chosen)
                     if looked.own_logprobs:
                         past = _with_own_logprobs(past, policy)
-                    self._compare(policy, past, tally, is_first=is_first, is_first_epoch=is_first_epoch)
+                    self._compare(policy, past, micro_batch, tally, is_first=is_first, is_first_epoch=is_first_epoch)
                     return objective.policy_loss(policy, past, totals, state)
 
                 self._optimizer_step(looked.batch, rows, micro_loss, tally=tally)
         return tally.report()
 
     def _compare(
-        self, policy: TokenLogprobs, past: Experience, tally: Tally, *, is_first: bool, is_first_epoch: bool
+        self,
+        policy: TokenLogprobs,
+        past: Experience,
+        batch: Batch,
+        tally: Tally,
+        *,
+        is_first: bool,
+        is_first_epoch: bool,
     ) -> None:
         """Figures behind the invariants, once for each row that the start-of-step policy can still be asked about."""
         if self._train.old_logprobs is OldLogprobs.ROLLOUT:
             if is_first:
-                tally.add_mismatch(policy.logprobs_BT, past.batch, version=self._version)
+                tally.add_mismatch(policy.logprobs_BT, batch, version=self._version)
         elif is_first_epoch:
-            tally.add_mismatch(past.outputs.old_logprobs_BT, past.batch, version=self._version)
+            tally.add_mismatch(past.outputs.old_logprobs_BT, batch, version=self._version)
             if is_first and not self._looked.own_logprobs:
                 tally.add_ratio(policy, past)
 

@@ -430,6 +430,8 @@ class Needs:
     """One more response to each prompt, without chance, to compare the others with."""
     old_logprobs: bool = False
     """The policy's log-probs before the first update; the loss has its own without asking."""
+    recount: bool = False
+    """Some action tokens may leave the step once the policy has looked at them: totals are counted again."""
     entropy_gradient: bool = False
 
 
@@ -450,6 +452,8 @@ class PolicyObjective(Protocol):
     def token_credit(
         self, batch: Batch, outputs: ModelOutputs, advantage_B: Tensor, state: AlgorithmState
     ) -> Credit: ...
+
+    def counted(self, experience: Experience) -> Tensor: ...
 
     def policy_loss(
         self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState

@@ -110,6 +110,10 @@ class Algorithm(ABC):
         advantages_BT = advantage_B.unsqueeze(-1).where(batch.mask_BT, 0.0)
         return Credit(advantages_BT=advantages_BT, returns_BT=advantages_BT)
 
+    def counted(self, experience: Experience) -> Tensor:
+        """[B, T] bool: the tokens that the losses look at and are divided by; asked where `needs.recount` says so."""
+        return experience.batch.mask_BT
+
     @abstractmethod
     def policy_loss(
         self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState

@@ -46,6 +46,15 @@ class ImportanceWeight(Enum):
     SEQUENCE_MASK = "sequence_mask"
 
 
+class Denominator(Enum):
+    """What the losses are divided by where tokens are rejected."""
+
+    ORIGINAL = "original"
+    """All action tokens: rejecting some makes the step smaller."""
+    KEPT = "kept"
+    """Those that are not rejected, which leave the step altogether: divergence and entropy do not count them either."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrected:
     """What the policy's loss per token is multiplied by, and what to know about it. Nothing here has a gradient."""
@@ -68,6 +77,7 @@ class Correction:
     """Those above it too: 1.01, say."""
     drift_limit: float = math.inf
     """A response with a negative advantage is rejected when mean(log mu - log pi) exceeds this: 0.1, say."""
+    denominator: Denominator = Denominator.ORIGINAL
 
     def __post_init__(self) -> None:
         at_least_zero(self, "floor", "geometric_low")
@@ -111,6 +121,15 @@ class Correction:
                 "correction_rejected": (weight_BT == 0).to(ratio_BT.dtype),
             },
         )
+
+    @property
+    def recounts(self) -> bool:
+        return self.denominator is Denominator.KEPT
+
+    def kept(self, past: Experience) -> Tensor:
+        """[B, T] bool: the action tokens that are not rejected when pi is still pi_old."""
+        start = TokenLogprobs(logprobs_BT=past.outputs.old_logprobs_BT, entropy_BT=past.outputs.old_logprobs_BT)
+        return self.of(start, past).weight_BT > 0
 
     def _unbounded(self, log_ratio_BT: Tensor) -> Tensor:
         match self.weight:

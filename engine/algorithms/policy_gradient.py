@@ -68,11 +68,18 @@ class PolicyGradient(Algorithm):
                 "choose K2 (the gradient of KL(policy || reference)) or K3, set kl_in=reward, or set kl_coef to 0"
             )
 
+        if self.correction.recounts and self.aggregation is Aggregation.PROMPT_MEAN:
+            raise InvalidSetting(
+                "correction.denominator is kept and aggregation is prompt-mean: the kept tokens of a prompt lie on "
+                "several ranks and are not counted; set denominator to original, or choose another aggregation"
+            )
+
     @property
     def needs(self) -> Needs:
         return Needs(
             reference=self.kl_coef > 0,
-            old_logprobs=self.charges_reward,
+            old_logprobs=self.charges_reward or self.correction.recounts,
+            recount=self.correction.recounts,
             entropy_gradient=self.entropy_coef > 0,
         )
 
@@ -108,6 +115,9 @@ class PolicyGradient(Algorithm):
         return kl_estimate(
             outputs.old_logprobs_BT, outputs.reference_logprobs_BT, batch.mask_BT, self.kl_estimator
         ).detach()
+
+    def counted(self, experience: Experience) -> Tensor:
+        return self.correction.kept(experience) if self.correction.recounts else super().counted(experience)
 
     def initial_state(self) -> AlgorithmState:
         return AlgorithmState(kl_coef=self.kl_coef)
