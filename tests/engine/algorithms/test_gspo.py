@@ -48,12 +48,12 @@ def test_the_coefficients_are_golden(
 
 @every_mode
 def test_where_tokens_share_their_advantage_both_forms_agree(random_rows: Rows, mode: Aggregation) -> None:
-    """Pitfall 8. In the sequence form a token pulls by its response's mean weight, which modes by token also have."""
+    """Pitfall 8: the token form holds the response's ratio fixed, and lets each token's own log-prob through."""
     totals = random_rows.totals()
     sequence, token = (GSPO(clip_low=0.3, clip_high=0.3, aggregation=mode, form=form) for form in Form)
     expected, actual = loss_of(sequence, random_rows, totals), loss_of(token, random_rows, totals)
     assert figures(actual) == pytest.approx(figures(expected), rel=1e-12, abs=1e-14)
-    # Rollout correction weighs tokens apart, and only the token form can.
+    # Rollout correction may weigh tokens apart, which reaches single tokens in the token form alone.
     uncorrected = replace(random_rows, rollout_BT=random_rows.old_BT)
     gradient_BT = loss_gradient(token, uncorrected, totals)
     torch.testing.assert_close(gradient_BT, loss_gradient(sequence, uncorrected, totals), rtol=1e-12, atol=1e-14)

@@ -96,6 +96,7 @@ PEERS: dict[str, dict[str, Any]] = {
     "grpo_verl": PLAIN_CLIP
     | NO_DIVERGENCE
     | BY_SIBLINGS
+    | {"kl_in": KlIn.LOSS, "kl_estimator": KlEstimator.LOW_VAR}
     | {"aggregation": Aggregation.TOKEN_MEAN, "clip_dual": 3.0, "singleton": Singleton.RAW, "entropy_coef": 0.0}
     | {"correction": Correction(weight=ImportanceWeight.NONE)},
     "grpo_easyr1": PLAIN_CLIP
