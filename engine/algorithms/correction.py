@@ -80,15 +80,18 @@ class Correction:
     denominator: Denominator = Denominator.ORIGINAL
 
     def __post_init__(self) -> None:
-        at_least_zero(self, "floor", "geometric_low")
-        if not self.cap >= max(self.floor, 1.0):
-            raise InvalidSetting(f"cap is {self.cap}: weights are 1 without a mismatch, so it is at least 1 and floor")
+        at_least_zero(self, "geometric_low")
+        if not 0 <= self.floor <= 1 <= self.cap:
+            raise InvalidSetting(
+                f"floor is {self.floor} and cap {self.cap}: without a mismatch a weight is 1, which must lie between "
+                "them; floor is 0 or more"
+            )
         if not self.geometric_low <= 1 <= self.geometric_high:
             raise InvalidSetting(
                 f"geometric_low is {self.geometric_low} and geometric_high {self.geometric_high}: without a mismatch "
                 "the ratio is 1, which must lie between them"
             )
-        if self.drift_limit < 0:
+        if not self.drift_limit >= 0:
             raise InvalidSetting(f"drift_limit is {self.drift_limit}: without drift it is 0, which must pass")
 
     def of(self, policy: TokenLogprobs, past: Experience) -> Corrected:
@@ -113,7 +116,7 @@ class Correction:
             weight_BT=weight_BT,
             metrics_BT={
                 # Of mu against pi_old, on tokens that mu sampled: k3, and chi-square.
-                "mismatch_k3": log_ratio_BT.expm1() - log_ratio_BT,
+                "mismatch_k3": log_ratio_BT.clamp(max=LOG_WEIGHT_LIMIT).expm1() - log_ratio_BT,
                 "mismatch_chi2": ratio_BT.square() - 1.0,
                 "correction_weight": weight_BT,
                 "correction_weight_squared": weight_BT.square(),

@@ -60,8 +60,13 @@ class PolicyGradient(Algorithm):
         at_least_zero(self, "kl_coef", "kl_target", "entropy_coef")
         if not self.kl_horizon > 0:
             raise InvalidSetting(f"kl_horizon is {self.kl_horizon}: it must be above 0")
-        if self.kl_target and self.kl_in is not KlIn.REWARD:
-            raise InvalidSetting("kl_target is set, and only a divergence in the reward is adapted: set kl_in=reward")
+        if self.kl_target and not self.charges_reward:
+            raise InvalidSetting(
+                f"kl_target is {self.kl_target}, and only the weight of a divergence in the reward is adapted: set "
+                "kl_in=reward and kl_coef above 0, or kl_target to 0"
+            )
+        if self.whiten_ddof not in (0, 1):
+            raise InvalidSetting(f"whiten_ddof is {self.whiten_ddof}: choose 0 or 1")
         if self.kl_coef > 0 and self.kl_in is KlIn.LOSS and self.kl_estimator is KlEstimator.K1:
             raise InvalidSetting(
                 "kl_estimator is K1: as a loss its gradient is zero in expectation, so it holds the policy nowhere; "

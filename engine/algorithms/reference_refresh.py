@@ -25,5 +25,9 @@ class ReferenceRefresh:
             raise InvalidSetting(f"share is {self.share}: the policy's part in the new reference, above 0, at most 1")
 
     def is_due(self, step: int) -> bool:
-        """Whether the reference moves after step `step` (from 0)."""
+        """Whether the reference moves after step `step` (from 0).
+
+        >>> [ReferenceRefresh(every_steps=3).is_due(step) for step in range(6)]
+        [False, False, True, False, False, True]
+        """
         return self.every_steps > 0 and (step + 1) % self.every_steps == 0

@@ -27,7 +27,7 @@ class RatioOf(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO(ClippedPolicyGradient):
-    """REINFORCE leave-one-out (2402.14740, Eq. 6): r_i - mean of the other siblings' r.
+    """REINFORCE leave-one-out (2402.14740): r_i - mean of the other siblings' r.
 
     The baseline does not depend on the response, so the gradient is unbiased; with k siblings the advantage is k/(k-1)
     times the distance from the group's mean. The divergence from the reference is part of the score.

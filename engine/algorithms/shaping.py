@@ -48,7 +48,7 @@ class Shaping:
     def rewards(
         self, score_B: np.ndarray, *, length_B: np.ndarray, truncated_B: np.ndarray, max_length: int
     ) -> np.ndarray:
-        """[B] float64. `length_B` counts action tokens, `max_length` is the response length limit.
+        """[B] float64; NaN stays NaN. `length_B` counts action tokens, `max_length` is the response length limit.
 
         >>> Shaping(overlong_share=0.4).rewards(
         ...     np.ones(3), length_B=np.array([6, 8, 10]), truncated_B=np.zeros(3, dtype=bool), max_length=10).tolist()
@@ -62,7 +62,8 @@ class Shaping:
             reward_B = reward_B - self.overlong_penalty * over_B.clip(0.0, 1.0)
         match self.truncated:
             case Truncated.SET:
-                return np.where(truncated_B, self.truncated_value, reward_B)
+                # A response that could not be judged stays so.
+                return np.where(truncated_B & ~np.isnan(reward_B), self.truncated_value, reward_B)
             case Truncated.SCALE:
                 return np.where(truncated_B, self.truncated_value * reward_B, reward_B)
             case Truncated.KEEP | Truncated.MASK:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.algorithms.kl import KlEstimator, kl_estimate
+from engine.algorithms.kl import KlEstimator, adapted_coefficient, kl_estimate
 
 NEW_BT = torch.tensor([[-0.9, -1.4, -0.9], [-0.1, -2.6, -2.0]], dtype=torch.float64)
 REFERENCE_BT = torch.tensor([[-1.1, -1.4, -0.4], [-0.1, -2.0, -3.0]], dtype=torch.float64)
@@ -92,3 +92,9 @@ def test_what_each_estimator_pulls_towards_as_a_loss() -> None:
     torch.testing.assert_close(
         expected_gradient(KlEstimator.K1, logits_V, reference_V), torch.zeros(6).double(), rtol=0, atol=1e-14
     )
+
+
+def test_the_coefficient_moves_by_at_most_a_fifth_of_the_horizons_share() -> None:
+    for divergence, error in ((0.1, 0.0), (0.11, 0.1), (0.05, -0.2), (9.0, 0.2), (-3.0, -0.2)):
+        moved = adapted_coefficient(0.5, divergence=divergence, responses=100.0, target=0.1, horizon=1000.0)
+        assert moved == pytest.approx(0.5 * (1 + error * 0.1), rel=1e-12)
