@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.compose import options_in
 from engine.config import CONF, Config, ConfigError, load_config
@@ -161,13 +161,32 @@ def _name(config: Config) -> str:
 
 
 def _advice(config: Config, machine: Machine) -> str:
-    choice = next((argv for argv in _lighter_runs(config, machine) if _fits(load_config(argv), machine)), None)
+    choice = next(
+        (argv for argv in _lighter_runs(config, machine) if _fits(_with_own_algo(argv, config), machine)), None
+    )
     ways = [f"{' '.join(choice)} would fit here"] if choice else []
     ways.append("cluster.address=<a Ray cluster> runs it elsewhere")
     ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
     if config.team().reference:
         ways.append("algo.kl_coef=0 needs no reference")
     return "; ".join(ways) + "."
+
+
+def _splits(config: Config, gpus: int) -> Iterator[list[str]]:
+    """Whole GPUs dealt out anew, with as many trainers as can be: a layout of conf/cluster counts no critics."""
+    team = config.team()
+    if team.has_critic and not team.shares_devices:
+        left = gpus - team.reference
+        yield from (
+            [f"train.ranks={ranks}", f"rollout.engines={left - 2 * ranks}"]
+            for ranks in range(1, left // 2 + 1)[::-1]
+            if left > 2 * ranks
+        )
+
+
+def _with_own_algo(argv: Sequence[str], config: Config) -> Config:
+    """Another run of the same algorithm: whether it needs a critic or a reference decides what fits."""
+    return replace(load_config(argv), algo=config.algo, critic=config.critic)
 
 
 def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
@@ -178,6 +197,7 @@ def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
         if model.cluster and 12 * model.sizes.parameters > sum(machine.gpu_bytes):
             continue
         if model.path == config.model.path:
+            yield from ([f"model={model.name}", *split] for split in _splits(config, len(machine.gpu_bytes)))
             yield from ([f"model={model.name}", f"cluster={layout}"] for layout in layouts)
         elif model.sizes.parameters < config.sizes.parameters:
             yield [f"model={model.name}"]
