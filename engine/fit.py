@@ -161,9 +161,8 @@ def _name(config: Config) -> str:
 
 
 def _advice(config: Config, machine: Machine) -> str:
-    choice = next(
-        (argv for argv in _lighter_runs(config, machine) if _fits(_with_own_algo(argv, config), machine)), None
-    )
+    lighter = _lighter_runs(config, machine)
+    choice = next((argv for argv in lighter if _fits(_with_own_algorithm(argv, config), machine)), None)
     ways = [f"{' '.join(choice)} would fit here"] if choice else []
     ways.append("cluster.address=<a Ray cluster> runs it elsewhere")
     ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
@@ -172,21 +171,18 @@ def _advice(config: Config, machine: Machine) -> str:
     return "; ".join(ways) + "."
 
 
+def _with_own_algorithm(argv: Sequence[str], config: Config) -> Config:
+    """Another run of the same algorithm: whether it needs a reference and a critic decides what fits."""
+    return replace(load_config(argv), algo=config.algo, critic=config.critic)
+
+
 def _splits(config: Config, gpus: int) -> Iterator[list[str]]:
-    """Whole GPUs dealt out anew, with as many trainers as can be: a layout of conf/cluster counts no critics."""
+    """So many GPUs dealt out anew, as many trainers as can be: the layouts of conf/cluster count no critics."""
     team = config.team()
     if team.has_critic and not team.shares_devices:
-        left = gpus - team.reference
-        yield from (
-            [f"train.ranks={ranks}", f"rollout.engines={left - 2 * ranks}"]
-            for ranks in range(1, left // 2 + 1)[::-1]
-            if left > 2 * ranks
-        )
-
-
-def _with_own_algo(argv: Sequence[str], config: Config) -> Config:
-    """Another run of the same algorithm: whether it needs a critic or a reference decides what fits."""
-    return replace(load_config(argv), algo=config.algo, critic=config.critic)
+        most = (gpus - team.reference - 1) // 2
+        for ranks in range(most, 0, -1):
+            yield [f"train.ranks={ranks}", f"rollout.engines={gpus - team.reference - 2 * ranks}"]
 
 
 def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
