@@ -123,6 +123,7 @@ def advantages(
         "responses": float(len(advantage_B)),
     }
     if algorithm.needs.old_logprobs:
+        metrics["kl_coef"] = state.kl_coef
         # Of the responses that are learned from: nobody looked at the others.
         metrics["reward_kl"] = float(np.mean((divergence_B / np.maximum(outcomes.length_B, 1))[looked_at]))
     return [advantage_B[places] for places in batch.places], metrics

@@ -391,7 +391,7 @@ def test_a_response_s_divergence_is_taken_off_its_score_before_siblings_are_comp
     )
     assert [found[name] for name in names] == pytest.approx(expected_B, abs=2e-6)
     assert metrics["reward_kl"] == pytest.approx(np.mean([np.mean(kl_T) for kl_T in KL_BT]))
-    assert metrics["shaped_reward"] == pytest.approx(np.mean(SCORE_B))
+    assert metrics["shaped_reward"] == pytest.approx(np.mean(SCORE_B)) and metrics["kl_coef"] == 0.1
 
 
 def test_the_coefficient_is_the_one_that_the_run_has_come_to() -> None:
@@ -417,4 +417,5 @@ def test_the_mean_divergence_is_that_of_the_responses_that_were_looked_at() -> N
 
 
 def test_without_a_charge_there_is_no_figure_of_it() -> None:
-    assert "reward_kl" not in worth(dealt([taken(0, [1.0, 0.0])], algorithm=GRPO()), GRPO())[1]
+    metrics = worth(dealt([taken(0, [1.0, 0.0])], algorithm=GRPO()), GRPO())[1]
+    assert not {"reward_kl", "kl_coef"} & metrics.keys()
