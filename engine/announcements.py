@@ -26,14 +26,15 @@ def announcements(config: Config, task: OnlineTask | OfflineTask) -> tuple[str, 
 def online_batches(config: Config) -> str:
     """
     Example:
-        each step: 32 prompts x 8 responses = 256 sequences -> 2 updates of 128 -> up to 8192 tokens a micro-batch on
-        each of 4 ranks
+        each step: 32 prompts x 8 responses = 256 sequences -> 2 updates of 128, in 3 epochs -> up to 8192 tokens a
+        micro-batch on each of 4 ranks
     """
-    rollout, updates = config.rollout, config.train.updates_per_step
+    rollout, updates, epochs = config.rollout, config.train.updates_per_step, config.train.epochs_per_step
     sequences = rollout.prompts_per_step * rollout.responses_per_prompt
+    again = f", in {epochs} epochs" if epochs > 1 else ""
     return (
         f"each step: {_count(rollout.prompts_per_step, 'prompt')} x {_count(rollout.responses_per_prompt, 'response')}"
-        f" = {_count(sequences, 'sequence')} -> {_count(updates, 'update')} of {sequences // updates}"
+        f" = {_count(sequences, 'sequence')} -> {_count(updates, 'update')} of {sequences // updates}{again}"
         f" -> {_micro_batches(config)}"
     )
 

@@ -25,11 +25,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from engine.config_error import ConfigError
-from engine.schema import HELP_COMMAND, Leaf, as_typed, fit, leaves_of, open_class
+from engine.schema import HELP_COMMAND, Leaf, as_typed, fit, leaves_of, open_class, with_whole_keys
 
 T = TypeVar("T")
 KEY = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)*")
 Options = Mapping[str, tuple[str, ...]]
+HELP_ADVICE = f"See `{HELP_COMMAND}`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +254,7 @@ def _build(node: DictConfig, schema: type[T], prefix: str) -> T:
         return schema(**values)
     except ValueError as error:  # a dataclass that refuses its values in __post_init__
         keys = [f"{prefix}{name}" for name in values if re.search(rf"\b{name}\b", str(error))]
-        raise ConfigError(f"{prefix.rstrip('.')}: {error}", keys=keys, advice=f"See `{HELP_COMMAND}`.") from error
+        raise ConfigError(f"{with_whole_keys(str(error), prefix, values)}.", keys=keys, advice=HELP_ADVICE) from error
 
 
 def _sequence(key: str, hint: Any, values: list[Any]) -> list[Any] | tuple[Any, ...]:
@@ -275,7 +276,7 @@ def _in_our_words(error: OmegaConfBaseException, fitted: Mapping[str, Any], leav
         key = key.rpartition(".")[0]
     leaf = leaves.get(key)
     if leaf is None:
-        return ConfigError(str(error.msg).splitlines()[0], advice=f"See `{HELP_COMMAND}`.")
+        return ConfigError(str(error.msg).splitlines()[0], advice=HELP_ADVICE)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{key} has no value.", keys=(key,), advice=f"Type {key}=<{leaf.kind()}>.")
     if not isinstance(error, ValidationError):

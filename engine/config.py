@@ -10,9 +10,10 @@ from typing import Any
 
 from engine import config_help
 from engine.compose import Composed, compose
-from engine.config_checks import check, check_for_cluster, check_sizes
+from engine.config_checks import check, check_for_cluster
 from engine.config_error import ConfigError
-from engine.sizes import ModelSizes, read_sizes, shipped_models
+from engine.model_checks import check_sizes, models_of
+from engine.sizes import ModelSizes, sizes_of
 from workers.config import (
     ClusterConfig,
     CriticConfig,
@@ -197,10 +198,13 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     if not config.run.name:
         config.run.name = "-".join(composed.choices[group] for group in ("algo", "model", "data"))
     config.model.path = _found_from_anywhere(config.model.path)
+    if config.critic.path:
+        config.critic.path = _found_from_anywhere(config.critic.path)
     try:
         checked(config)
         config.sizes = _sizes_of_path(composed)
-        check_sizes(config)
+        for key, path in models_of(config).items():
+            check_sizes(config, key, config.sizes if key == "model.path" else sizes_of(path, CONF, key=key))
     except ConfigError as error:
         raise composed.sources.explain(error) from None
     return config
@@ -220,12 +224,10 @@ def help_text() -> str:
 def _sizes_of_path(composed: Composed[Config]) -> ModelSizes:
     """A folder tells its own sizes. Those of the YAML hold for the path that stands beside them, not for another."""
     config, sources = composed.config, composed.sources
-    if Path(config.model.path).is_dir():
-        return read_sizes(Path(config.model.path))
-    if sources.is_typed("sizes") or sources.file_of("model.path") == sources.file_of("sizes") != "":
+    is_folder = Path(config.model.path).is_dir()
+    if not is_folder and (sources.is_typed("sizes") or sources.file_of("model.path") == sources.file_of("sizes") != ""):
         return config.sizes
-    same_path = (model.sizes for model in shipped_models(CONF) if model.path == config.model.path)
-    return next(same_path, ModelSizes())
+    return sizes_of(config.model.path, CONF, key="model.path")
 
 
 def _from_anywhere(path: str) -> str:

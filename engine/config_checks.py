@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
 from engine.data.base import OfflineData, OnlineData
+from engine.model_checks import check_model, models_of
 from workers.config import Precision, Weights
 
 if TYPE_CHECKING:
     from engine.config import Config
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".gguf"}
 ABOVE_ZERO = (
     "model.context_length",
     "train.ranks",
@@ -75,26 +73,17 @@ def check(config: Config) -> None:
     """Raises a `ConfigError` for the first thing that cannot be."""
     _check_settings(config)
     _check_address(config)
-    _check_model_folder(config)
-
-
-def check_sizes(config: Config) -> None:
-    """What the model's own sizes forbid."""
-    context, positions = config.model.context_length, config.sizes.positions
-    if 0 < positions < context:
-        raise ConfigError(
-            f"model.context_length is {context}, and {config.model.path} was made for at most {positions} tokens.",
-            keys=("model.context_length", "model.path"),
-            advice=f"Set model.context_length={positions} or less.",
-        )
+    for key in models_of(config):
+        check_model(config, key)
 
 
 def check_for_cluster(config: Config) -> None:
     """The same for a run that is sent to a cluster, whose machines may hold a model that this one does not."""
     _check_settings(config)
     _check_lasting_folder(config)
-    if Path(config.model.path).exists() or not Path(config.model.path).is_absolute():
-        _check_model_folder(config)
+    for key, path in models_of(config).items():
+        if Path(path).exists() or not Path(path).is_absolute():
+            check_model(config, key)
 
 
 def _check_settings(config: Config) -> None:
@@ -104,6 +93,7 @@ def _check_settings(config: Config) -> None:
     _check_run(config)
     _check_data(config)
     if config.algo.online:
+        _check_reference(config)
         _check_rollouts(config)
         _check_batch(config)
 
@@ -164,32 +154,6 @@ def _check_model(config: Config) -> None:
         )
 
 
-def _check_model_folder(config: Config) -> None:
-    model = config.model
-    folder = Path(model.path)
-    if not folder.exists():
-        if HUB_ID.fullmatch(model.path):
-            return
-        raise ConfigError(
-            f"model.path is {model.path}: no such folder, and not the form of a hub id (organisation/name).",
-            keys=("model.path",),
-            advice=f"Give an existing folder (paths are relative to {Path.cwd()}) or a hub id.",
-        )
-    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if "config.json" not in files:
-        raise ConfigError(
-            f"model.path is {model.path}, which holds no config.json.",
-            keys=("model.path",),
-            advice="Give the folder of a Hugging Face model.",
-        )
-    if model.weights is Weights.PRETRAINED and not any(Path(name).suffix in WEIGHT_SUFFIXES for name in files):
-        raise ConfigError(
-            f"model.weights is pretrained, and {model.path} holds no weights.",
-            keys=("model.weights", "model.path"),
-            advice="Give the folder of a trained model, or set model.weights=random to start from nothing.",
-        )
-
-
 def _check_run(config: Config) -> None:
     name = config.run.name
     if name in (".", "..") or "/" in name or "\\" in name:
@@ -231,6 +195,17 @@ def _check_data(config: Config) -> None:
             f"{algorithm} needs {needed}, and {data} has none.",
             keys=("algo", "data"),
             advice="Choose another algo or data; `python -m engine.main --help` lists them.",
+        )
+
+
+def _check_reference(config: Config) -> None:
+    every_steps = config.algo.reference_refresh.every_steps
+    if every_steps and not config.algo.needs.reference:
+        raise ConfigError(
+            f"algo.reference_refresh.every_steps is {every_steps}, and {type(config.algo).__name__} has no reference "
+            "here that could follow the policy.",
+            keys=("algo.reference_refresh.every_steps", "algo.kl_coef"),
+            advice="Set algo.kl_coef above 0, or algo.reference_refresh.every_steps=0.",
         )
 
 

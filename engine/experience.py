@@ -110,9 +110,9 @@ def advantages(
     response compare scores from which its cost is taken off; the others charge it token by token.
     """
     outcomes = batch.outcomes
+    looked_at = np.concatenate(batch.places)
     divergence_B = np.zeros(len(outcomes.score_B))
-    for places, own in zip(batch.places, divergence, strict=True):
-        divergence_B[places] = own
+    divergence_B[looked_at] = np.concatenate(divergence)
     charged = outcomes
     if not algorithm.credits_tokens:
         charged = replace(outcomes, score_B=outcomes.score_B - state.kl_coef * divergence_B)
@@ -123,7 +123,9 @@ def advantages(
         "responses": float(len(advantage_B)),
     }
     if algorithm.needs.old_logprobs:
-        metrics["reward_kl"] = float(np.mean(divergence_B / np.maximum(outcomes.length_B, 1)))
+        metrics["kl_coef"] = state.kl_coef
+        # Of the responses that are learned from: nobody looked at the others.
+        metrics["reward_kl"] = float(np.mean((divergence_B / np.maximum(outcomes.length_B, 1))[looked_at]))
     return [advantage_B[places] for places in batch.places], metrics
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.compose import options_in
 from engine.config import CONF, Config, ConfigError, load_config
@@ -161,13 +161,28 @@ def _name(config: Config) -> str:
 
 
 def _advice(config: Config, machine: Machine) -> str:
-    choice = next((argv for argv in _lighter_runs(config, machine) if _fits(load_config(argv), machine)), None)
+    lighter = _lighter_runs(config, machine)
+    choice = next((argv for argv in lighter if _fits(_with_own_algorithm(argv, config), machine)), None)
     ways = [f"{' '.join(choice)} would fit here"] if choice else []
     ways.append("cluster.address=<a Ray cluster> runs it elsewhere")
     ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
     if config.team().reference:
         ways.append("algo.kl_coef=0 needs no reference")
     return "; ".join(ways) + "."
+
+
+def _with_own_algorithm(argv: Sequence[str], config: Config) -> Config:
+    """Another run of the same algorithm: whether it needs a reference and a critic decides what fits."""
+    return replace(load_config(argv), algo=config.algo, critic=config.critic)
+
+
+def _splits(config: Config, gpus: int) -> Iterator[list[str]]:
+    """So many GPUs dealt out anew, as many trainers as can be: the layouts of conf/cluster count no critics."""
+    team = config.team()
+    if team.has_critic and not team.shares_devices:
+        most = (gpus - team.reference - 1) // 2
+        for ranks in range(most, 0, -1):
+            yield [f"train.ranks={ranks}", f"rollout.engines={gpus - team.reference - 2 * ranks}"]
 
 
 def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
@@ -178,6 +193,7 @@ def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:
         if model.cluster and 12 * model.sizes.parameters > sum(machine.gpu_bytes):
             continue
         if model.path == config.model.path:
+            yield from ([f"model={model.name}", *split] for split in _splits(config, len(machine.gpu_bytes)))
             yield from ([f"model={model.name}", f"cluster={layout}"] for layout in layouts)
         elif model.sizes.parameters < config.sizes.parameters:
             yield [f"model={model.name}"]

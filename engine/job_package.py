@@ -18,8 +18,8 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from engine.config import REPOSITORY, Config
-from engine.config_checks import HUB_ID
 from engine.config_error import ConfigError
+from engine.model_checks import HUB_ID, models_of
 from rewards.load import RewardError, build_reward, read_reward
 
 PACKAGES = ("engine", "workers", "rewards", "conf")
@@ -79,7 +79,8 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     Raises ConfigError or RewardError for a file that is missing, broken, or too large to be sent.
     """
     ours = tuple(file for name in PACKAGES for file in _below(REPOSITORY / name, place=name))
-    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _model(argv, config), _reward(config)]
+    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _reward(config)]
+    parts += [_model(argv, key, path) for key, path in models_of(config).items()]
     parts += [_module(type(section).__module__) for section in (config.algo, config.data)]
     for key, path in _data_paths(config).items():
         parts.append(_data(key, path, room=MAX_BYTES - _size(_files_of(parts))))
@@ -119,18 +120,17 @@ def _quoted(value: str) -> str:
 # ----------------------------------------------------------------------------- the parts
 
 
-def _model(argv: Sequence[str], config: Config) -> Part:
-    path = config.model.path
+def _model(argv: Sequence[str], key: str, path: str) -> Part:
     folder = Path(path).absolute()
     if folder.resolve().is_relative_to(EXAMPLES):
         place = folder.resolve().relative_to(REPOSITORY).as_posix()
         # The path that a model's own file names is found there as here; a typed one would mean another model.
-        is_typed = any(_key(text) == "model.path" for text in argv)
-        return Part(files=_below(folder, place=place), settings={"model.path": place} if is_typed else {})
+        is_typed = any(_key(text) == key for text in argv)
+        return Part(files=_below(folder, place=place), settings={key: place} if is_typed else {})
     if not folder.exists() and not Path(path).is_absolute():
         return Part(settings={})  # a hub id
     return Part(
-        settings={"model.path": str(folder)},
+        settings={key: str(folder)},
         notes=(f"the model is not sent: every machine of the cluster must find {folder}",),
     )
 

@@ -71,7 +71,7 @@ def train_online(
             state = algorithm.next_state(state, metrics)
             if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
                 write_rollouts(config.run_folder / "rollouts", step + 1, _fetch(taken))
-            skips.observe(metrics["skipped_updates"])
+            skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
 
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)

@@ -14,7 +14,7 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     logits     `TokenScorer` holds [N, vocabulary] four times in float32 when it runs backward (the logits, the
                gradients of two of their uses, a temporary), three times when it only looks. N is the micro-batch.
     engine     weights; key-value cache, 2 e layers k bytes a token; room for one batch of prompt tokens.
-    critic     as the trainer, without logits.
+    critic     as the trainer, without logits; of the policy's size unless critic.path is another model.
     reference  weights; one layer's activations; logits three times.
 
 Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
@@ -23,10 +23,11 @@ default run) it is right within a quarter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
-from engine.config import Config
-from engine.sizes import ModelSizes
+from engine.config import CONF, Config
+from engine.sizes import ModelSizes, sizes_of
 from workers.config import Device, Precision
 
 GB = 1e9
@@ -67,9 +68,7 @@ def need_of(role: str, config: Config) -> Need:
     """What one worker of a role needs; `config.sizes` are known."""
     on_gpu = config.cluster.device is Device.CUDA
     process = (CUDA_PROCESS_BYTES if role != "reward" else 0.0) if on_gpu else CPU_PROCESS_BYTES[role]
-    model = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _nothing}[
-        role
-    ](config)
+    model = NEEDS[role](config)
     return Need(resident=process + model.resident, working=model.working)
 
 
@@ -114,8 +113,15 @@ def _trainer(config: Config, *, logits: float) -> Need:
 
 
 def _critic(config: Config) -> Need:
-    """As the policy's trainer, with a number instead of logits: taken to be of the policy's size."""
-    return _trainer(config, logits=0.0)
+    """As the policy's trainer, with a number instead of logits."""
+    return _trainer(replace(config, sizes=_critic_sizes(config.critic.path) or config.sizes), logits=0.0)
+
+
+@functools.cache
+def _critic_sizes(path: str) -> ModelSizes | None:
+    """None where it is the policy's model, or one whose sizes nobody told: taken to be of the policy's size."""
+    sizes = sizes_of(path, CONF, key="critic.path") if path else ModelSizes()
+    return sizes if sizes.are_known else None
 
 
 def _reference(config: Config) -> Need:

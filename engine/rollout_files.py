@@ -34,7 +34,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> None:
             "token_ids": np.concatenate([rollout.token_ids for rollout in rollouts]),
             "logprobs": np.concatenate([rollout.logprobs for rollout in rollouts]),
             "action_mask": np.concatenate([rollout.action_mask() for rollout in rollouts]),
-            "version": np.concatenate([_versions(scored) for scored in rows]),
+            "version": np.concatenate([rollout.versions() for rollout in rollouts]),
             "prompt_offset": _offsets([len(rollout.prompt.token_ids) for rollout in rollouts]),
             "prompt_token_ids": np.concatenate(
                 [np.array(rollout.prompt.token_ids, dtype=np.int32) for rollout in rollouts]
@@ -60,13 +60,6 @@ def _readable(scored: ScoredRollout) -> dict[str, object]:
         "stop": rollout.stop.value,
         **verdict,
     }
-
-
-def _versions(scored: ScoredRollout) -> np.ndarray:
-    """[T] int64: which weights sampled each token."""
-    return np.concatenate(
-        [np.full(span.end - span.start, span.version, dtype=np.int64) for span in scored.rollout.spans]
-    )
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:

@@ -174,7 +174,8 @@ class RolloutStream:
         harvest.judged += 1
         harvest.failures += summary.failures
         groups = max(harvest.judged, self._rollout.prompts_per_step)
-        allowed = int(self._reward.max_failed_share * groups * self._rollout.responses_per_prompt)
+        responses = self._rollout.responses_per_prompt + self._algorithm.needs.greedy
+        allowed = int(self._reward.max_failed_share * groups * responses)
         if len(harvest.failures) > allowed:
             raise RewardsFailed(_told(harvest.failures, allowed))
         reason = self._algorithm.keep(summary)
@@ -211,7 +212,9 @@ class RolloutStream:
         groups = harvest.kept[:size]
         missing = size - len(groups)
         if missing and dynamic.exhausted is Exhausted.FILL:
-            groups += harvest.passed_over[:missing]
+            for item in harvest.passed_over[:missing]:
+                groups.append(item)
+                harvest.dropped[self._algorithm.keep(item.summary)] -= 1
         elif missing and (dynamic.exhausted is Exhausted.ERROR or not groups):
             raise NotEnoughGroups(
                 f"of {harvest.judged} groups only {len(groups)} teach anything, and the step needs {size} "

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
@@ -83,19 +84,26 @@ def enum_of(hint: Any) -> type[Enum] | None:
     return None
 
 
-def leaves_of(schema: type, opened: Mapping[str, type], prefix: str = "") -> dict[str, Leaf]:
-    """Every key below `schema`; `opened` gives the dataclass of each open section."""
+def leaves_of(schema: type, opened: Mapping[str, type], prefix: str = "", made: object = None) -> dict[str, Leaf]:
+    """Every key below `schema`; `opened` gives the dataclass of each open section.
+
+    `made`: what the section that holds this one makes of it by default, where that is not the class's own default.
+    """
     hints = get_type_hints(schema) | opened
     leaves: dict[str, Leaf] = {}
     for field in dataclasses.fields(schema):
         key, hint = f"{prefix}{field.name}", hints[field.name]
+        default = _default_of(field) if made is None else getattr(made, field.name)
         if dataclasses.is_dataclass(hint):
-            leaves |= leaves_of(hint, {}, prefix=f"{key}.")
+            leaves |= leaves_of(hint, {}, prefix=f"{key}.", made=default if isinstance(default, hint) else None)
         else:
-            made = field.default_factory is not dataclasses.MISSING
-            default = field.default_factory() if made else field.default
             leaves[key] = Leaf(key=key, owner=schema, hint=hint, default=default)
     return leaves
+
+
+def _default_of(field: dataclasses.Field[Any]) -> object:
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
 
 
 def open_class(section: str, value: object) -> type:
@@ -195,6 +203,19 @@ def _unknown_key(key: str, value: object, leaves: Mapping[str, Leaf]) -> ConfigE
         keys=(key,),
         advice=_did_you_mean(list(dict.fromkeys(near))) + f"`{HELP_COMMAND}` lists all keys.",
     )
+
+
+def with_whole_keys(refusal: str, prefix: str, names: Iterable[str]) -> str:
+    """A dataclass's own words for a value that it refuses, with keys as they are typed: it does not know where in the
+    configuration it stands. A name that is also a plain word is a key where the text begins with it, or before a `=`.
+
+    >>> with_whole_keys("cap is 0.5: the cap is at least 1; set max_cap=2", "algo.correction.", ["cap", "max_cap"])
+    'algo.correction.cap is 0.5: the cap is at least 1; set algo.correction.max_cap=2'
+    """
+    for name in names:
+        as_key = rf"\b{name}\b" if "_" in name else rf"^{name}\b|\b{name}(?==)"
+        refusal = re.sub(rf"(?<![\w.])(?:{as_key})", f"{prefix}{name}", refusal)
+    return refusal.rstrip(".")
 
 
 def _did_you_mean(near: list[str]) -> str:

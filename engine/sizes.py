@@ -85,7 +85,14 @@ def shipped_models(conf: Path) -> tuple[ShippedModel, ...]:
     return tuple(sorted(models, key=lambda model: (model.sizes.parameters, model.name)))
 
 
-def read_sizes(folder: Path) -> ModelSizes:
+def sizes_of(path: str, conf: Path, *, key: str) -> ModelSizes:
+    """Of the model at a path: a folder tells its own, a hub id may have a file in conf/model. `key`: who names it."""
+    if Path(path).is_dir():
+        return read_sizes(Path(path), key=key)
+    return next((model.sizes for model in shipped_models(conf) if model.path == path), ModelSizes())
+
+
+def read_sizes(folder: Path, *, key: str = "model.path") -> ModelSizes:
     """The sizes of a Hugging Face folder: its config.json, and the parameters that its safetensors hold.
 
     All 0 for an architecture whose config.json does not hold them under the usual names.
@@ -95,8 +102,8 @@ def read_sizes(folder: Path) -> ModelSizes:
         settings: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ConfigError(
-            f"model.path is {folder}, and its config.json cannot be read: {error}.",
-            keys=("model.path",),
+            f"{key} is {folder}, and its config.json cannot be read: {error}.",
+            keys=(key,),
             advice="Give the folder of a Hugging Face model.",
         ) from error
     parameters = _stored_parameters(folder)

@@ -75,10 +75,12 @@ def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(def
     rollout = RolloutConfig(kv_cache_gib=0.0625, max_running=64)
     worker = RolloutWorker(lambda: VLLMEngine(ModelConfig(path=export), rollout, ClusterConfig(), seed=0))
     asked = [
-        worker.generate(GroupRequest(prompt=prompt, draw=draw, num_samples=1, seed=0, sampling=greedy))
+        worker.generate(
+            GroupRequest(prompt=prompt, draw=draw, num_samples=1, seed=0, sampling=greedy, with_greedy=False)
+        )
         for draw, prompt in enumerate(prompts)
     ]
-    answers = [future.result()[0] for future in asked]
+    answers = [future.result().rollouts[0] for future in asked]
     worker.close()
 
     right = [answer.text == prompt.answer for answer, prompt in zip(answers, prompts, strict=True)]

@@ -21,15 +21,30 @@ SMALL = (
     "run.tensorboard=false",
 )
 TWO_OF_EACH = ("train.ranks=2", "rollout.engines=2", "reward.workers=2")
+PPO = ("algo=ppo", "algo.kl_coef=0.05")
 SUMS = ("loss", "policy_loss", "entropy", "gradient_norm", "reward/mean", "logprob_gap_k3")
 """Metrics that ranks contribute to; float32 sums in another order."""
+OF_CRITIC = ("critic/loss", "critic/explained_variance", "critic/gradient_norm", "reward_kl", "advantage_std")
 
 
-@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
-def test_two_ranks_and_two_engines_have_the_loss_curve_of_one(engine: str, cluster: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "algorithm"),
+    [
+        ("hf", ()),
+        pytest.param("vllm", (), marks=pytest.mark.slow),
+        # The whitening of advantages, the critic and the divergence in the reward go over both ranks.
+        pytest.param("hf", PPO, marks=pytest.mark.slow),
+    ],
+    ids=["hf", "vllm", "ppo"],
+)
+def test_two_ranks_and_two_engines_have_the_loss_curve_of_one(
+    engine: str, algorithm: tuple[str, ...], cluster: str, tmp_path: Path
+) -> None:
+    figures = (*SUMS, *(OF_CRITIC if algorithm else ()))
+
     def go(name: str, *overrides: str) -> Finished:
         place = (f"cluster.address={cluster}", f"rollout.engine={engine}")
-        run = run_main(*SMALL, *place, *overrides, folder=tmp_path, name=name)
+        run = run_main(*SMALL, *algorithm, *place, *overrides, folder=tmp_path, name=name)
         assert run.exit_code == 0, run.output
         return run
 
@@ -38,8 +53,8 @@ def test_two_ranks_and_two_engines_have_the_loss_curve_of_one(engine: str, clust
         rollouts, same = (load_file(run.folder / f"rollouts/step_{number:06d}.safetensors") for run in (one, two))
         for name in ("draw", "sample", "token_ids", "prompt_token_ids", "version"):
             np.testing.assert_array_equal(rollouts[name], same[name])
-        assert {name: step[name] for name in SUMS} == pytest.approx(
-            {name: twin[name] for name in SUMS}, rel=1e-5, abs=2e-6
+        assert {name: step[name] for name in figures} == pytest.approx(
+            {name: twin[name] for name in figures}, rel=1e-5, abs=2e-6
         )
     # The curve is one of a policy that moves: the comparison would notice a rank that did not learn.
     assert len({step["weights_checksum"] for step in one.steps}) == 3

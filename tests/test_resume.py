@@ -27,7 +27,20 @@ SMALL = (
     "train.schedule=constant",
 )
 GRPO = (*SMALL, "train.updates_per_step=2", "algo.kl_coef=0")
-GRPO_HF = (*GRPO, "rollout.engine=hf")
+# What the engine's own log-probs weigh would carry its last bits into the weights.
+GRPO_HF = (*GRPO, "rollout.engine=hf", "algo.correction.weight=none")
+PPO_HF = (
+    *SMALL,
+    "algo=ppo",
+    "train.updates_per_step=2",
+    "algo.kl_coef=0.05",
+    "algo.kl_target=0.01",
+    "algo.kl_horizon=100",
+    "algo.reference_refresh.every_steps=2",
+    "rollout.engine=hf",
+    "algo.correction.weight=none",
+)
+"""Everything that a checkpoint can hold: policy, critic, a reference that moved, a coefficient that was adapted."""
 SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.largest=9", "data.held_out=20", "train.examples_per_step=16")
 
 
@@ -37,7 +50,8 @@ def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -
     The transformers engine decodes together what happens to wait together, which moves the last bits of its own
     log-probs (not the tokens): with `same_engine_bits` off, those and what is computed from them are passed over.
     """
-    passed_over = ("time/", "tokens_per_s", "reward/judging_s", *(() if same_engine_bits else ("logprob_gap",)))
+    of_engine = () if same_engine_bits else ("logprob_gap", "mismatch_")
+    passed_over = ("time/", "tokens_per_s", "reward/judging_s", *of_engine)
 
     def metrics(folder: Path) -> list[dict[str, object]]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -58,8 +72,8 @@ def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -
 
 @pytest.mark.parametrize(
     "stage",
-    [GRPO_HF, SFT, pytest.param(GRPO, marks=pytest.mark.slow)],
-    ids=["grpo-hf", "sft", "grpo-vllm"],
+    [PPO_HF, SFT, pytest.param(GRPO_HF, marks=pytest.mark.slow), pytest.param(GRPO, marks=pytest.mark.slow)],
+    ids=["ppo-hf", "sft", "grpo-hf", "grpo-vllm"],
 )
 def test_resumed_equals_never_stopped_and_another_run_is_refused(
     stage: tuple[str, ...], cluster: str, tmp_path: Path
@@ -70,6 +84,8 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
 
     whole = go("whole")
     assert whole.exit_code == 0, whole.output
+    if stage is PPO_HF:
+        _assert_that_all_of_it_moved(whole)
     _forget_after(tmp_path / "whole", tmp_path / "stopped", checkpoint="step_000002")
     resumed = go("stopped")
     assert resumed.exit_code == 0, resumed.output
@@ -84,6 +100,17 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
     assert "0.5" in refused.output
     assert "Traceback" not in refused.output
     assert (tmp_path / "stopped" / "config.yaml").read_text() == record
+
+
+def _assert_that_all_of_it_moved(whole: Finished) -> None:
+    """Otherwise nothing would be resumed that a fresh start does not have too."""
+    assert (
+        len({step["kl_coef"] for step in whole.steps}) == len({step["weights_checksum"] for step in whole.steps}) == 4
+    )
+    assert len({step["critic/loss"] for step in whole.steps}) == 4
+    # The reference is the policy again after the second step.
+    assert abs(whole.steps[2]["reward_kl"]) < 1e-6 < abs(whole.steps[1]["reward_kl"])
+    assert (whole.folder / "checkpoints/step_000002/reference.safetensors").exists()
 
 
 def _forget_after(whole: Path, stopped: Path, *, checkpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: generate, score, reference, update, sync, rest.
+"""Where the time of a step goes: generate, score, reference, credit, update, sync, rest.
 
     python -m tests.bench.step                        # nano, and SmolLM2 where its folder is
     python -m tests.bench.step --json step.json       # the same as JSON; --json alone prints it
@@ -31,7 +31,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
 """Relative to the repository, where the runs are started."""
 WARM_UP_STEPS = 2
-PHASES = {"generate": "generate", "reference": "reference", "update": "update", "publish": "sync"}
+PHASES = {
+    "generate": "generate",
+    "reference": "reference",
+    "credit": "credit",
+    "update": "update",
+    "publish": "sync",
+}
 """A run's phase -> its name here. Scoring goes on beside generation: it is told apart, and is no share of the step."""
 
 

@@ -23,6 +23,11 @@ NANO = str(Path(__file__).parents[2] / "examples" / "nano" / "policy")
             "up to 8192 tokens a micro-batch on 1 rank",
         ),
         (
+            "train.updates_per_step=4 train.epochs_per_step=3",
+            "each step: 32 prompts x 8 responses = 256 sequences -> 4 updates of 64, in 3 epochs -> "
+            "up to 8192 tokens a micro-batch on 1 rank",
+        ),
+        (
             "rollout.prompts_per_step=1 rollout.responses_per_prompt=2 train.tokens_per_micro_batch=1 train.ranks=2",
             "each step: 1 prompt x 2 responses = 2 sequences -> 1 update of 2 -> "
             "up to 1 token a micro-batch on each of 2 ranks",

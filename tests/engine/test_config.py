@@ -1,17 +1,36 @@
 """What a run is told comes out typed, and what is typed on the command line wins."""
 
 import dataclasses
+import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine import compose
+from engine.algorithms.correction import Correction, ImportanceWeight
+from engine.algorithms.dapo import DAPO
+from engine.algorithms.dynamic_sampling import DynamicSampling, Exhausted
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.sft import SFT
-from engine.config import CONF, REPOSITORY, ChecksConfig, Config, ConfigError, Resume, help_text, load_config
+from engine.algorithms.shaping import Shaping, Truncated
+from engine.config import (
+    CONF,
+    OPEN_SECTIONS,
+    REPOSITORY,
+    ChecksConfig,
+    Config,
+    ConfigError,
+    Resume,
+    help_text,
+    load_config,
+)
 from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
+from engine.tracking import plain
 from workers.config import EngineKind, Precision, Weights
 
 BLANK = ("model=nano",)
@@ -135,11 +154,41 @@ def _module_with(cls: type) -> object:
 def test_the_team_hears_of_every_optimizer_step_and_of_the_reference() -> None:
     team = load("run.steps=7", "train.updates_per_step=4", "run.seed=5").team()
 
-    assert team.total_updates == 28
+    assert team.policy_updates == 28
     assert team.seed == 5
     assert team.rollout_workers
     assert team.reference
     assert Path(team.log_folder) == Path.cwd() / "runs/grpo-nano-arithmetic/logs"
+
+
+def test_each_epoch_of_a_step_has_its_updates_and_offline_there_is_one() -> None:
+    twice = ("run.steps=7", "train.updates_per_step=4", "train.epochs_per_step=2")
+    assert load(*twice).team().policy_updates == 56
+    assert (
+        load("algo=sft", "data=arithmetic_demos", "run.steps=7", "train.epochs_per_step=2").team().policy_updates == 7
+    )
+
+
+def test_a_critic_is_on_the_team_where_the_algorithm_asks_for_one() -> None:
+    assert not load().team().has_critic
+    team = load("algo=ppo", "run.steps=7", "algo.critic_warmup_steps=2", "critic.learning_rate=3e-5").team()
+
+    assert team.has_critic and team.reference
+    assert (team.policy_updates, team.critic_updates) == (5, 7)  # the policy waits for two steps
+    assert (team.critic.path, team.critic.learning_rate) == ("", 3e-5)
+
+
+def test_a_critic_s_own_model_is_found_as_the_policy_s_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load("algo=ppo", "critic.path=examples/nano/policy")
+    assert Path(shipped.critic.path) == REPOSITORY / "examples/nano/policy"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("{}")
+    (mine / "model.safetensors").write_text("")
+    assert load("algo=ppo", "critic.path=mine").team().critic.path == str(mine)
+    assert load("algo=ppo", "critic.path=organisation/name").team().critic.path == "organisation/name"
+    assert not load("critic.path=not/a/folder/here").team().has_critic  # nobody loads it
 
 
 def test_no_reference_is_kept_without_a_kl_term_and_none_offline() -> None:
@@ -155,6 +204,48 @@ def test_bounds_come_from_the_precision_unless_they_are_set() -> None:
     assert dataclasses.astuple(checks.bounds(Precision.FLOAT32)) == (1e-3, 5e-2, 0.25, 1e-4)
     assert dataclasses.astuple(checks.bounds(Precision.BFLOAT16)) == (5e-2, 10.0, 0.25, 5e-2)
     assert load("model.precision=bfloat16").bounds.ratio_deviation == 0.5
+
+
+# ----------------------------------------------------------------------------- settings of an algorithm
+
+
+def test_settings_within_an_algorithm_s_settings_are_typed_one_by_one() -> None:
+    config = load(
+        "algo=dapo",
+        "algo.shaping.clip=[-inf,2]",
+        "algo.shaping.truncated=mask",
+        "algo.dynamic_sampling.exhausted=fill",
+        "algo.correction.weight=sequence_mask",
+        "algo.correction.geometric_high=1.01",
+    )
+
+    assert config.algo == DAPO(
+        shaping=Shaping(clip=(-math.inf, 2.0), overlong_share=0.2, truncated=Truncated.MASK),
+        dynamic_sampling=DynamicSampling(enabled=True, exhausted=Exhausted.FILL),
+        correction=Correction(weight=ImportanceWeight.SEQUENCE_MASK, geometric_high=1.01),
+    )
+
+
+@pytest.mark.parametrize("option", compose.options_in(CONF)["algo"])
+def test_what_a_run_writes_down_of_an_algorithm_is_read_back_as_the_same(option: str, tmp_path: Path) -> None:
+    """`config.yaml` of a run, its numbers without end included."""
+    data = ("data=arithmetic_demos",) if option == "sft" else ()
+    algorithm = load(f"algo={option}", *data).algo
+    written = yaml.safe_load(yaml.safe_dump(plain(algorithm)))
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "algo/again.yaml").write_text(yaml.safe_dump(_without_nested_targets(written)))
+    again = compose.compose(["algo=again"], Config, conf=conf, open_sections=OPEN_SECTIONS).config
+
+    assert again.algo == algorithm
+
+
+def _without_nested_targets(written: dict[str, object]) -> dict[str, object]:
+    """Only the section itself names its class."""
+    return {
+        name: {key: value for key, value in part.items() if key != "_target_"} if isinstance(part, dict) else part
+        for name, part in written.items()
+    }
 
 
 # ----------------------------------------------------------------------------- help
@@ -173,6 +264,32 @@ def test_help_shows_every_key_with_its_default_and_every_option() -> None:
     assert "algo.clip_low = 0.2" in text
     assert "data.near_miss_share = 0.6" in text
     assert "Data-parallel trainer processes." in text  # the sentence under train.ranks
+
+
+def test_help_explains_an_algorithm_s_settings_once_and_says_how_each_option_differs() -> None:
+    text = help_text()
+    grpo, dapo, ppo, verl = (_section(text, option) for option in ("grpo", "dapo", "ppo", "grpo_verl"))
+
+    assert "    algo.shaping.overlong_share = 0.0\n        Last share of the length limit" in grpo
+    assert "    algo.shaping.truncated = keep   (keep | mask | set | scale)" in grpo
+    assert "    algo.shaping.clip = [-inf,inf]" in grpo and "    algo.correction.drift_limit = inf" in grpo
+    assert text.count("Last share of the length limit") == 1
+    assert dapo.splitlines()[0] == "  algo.* with algo=dapo: as algo=grpo, but"
+    assert sorted(re.findall(r"algo\.[\w.]+ = [^,\s]+", dapo)) == [
+        "algo.aggregation = token-mean",
+        "algo.clip_high = 0.28",
+        "algo.dynamic_sampling.enabled = true",
+        "algo.kl_coef = 0.0",
+        "algo.shaping.overlong_share = 0.2",
+    ]
+    assert "    algo.lam = 0.95\n        GAE's lambda" in ppo and "without algo.scale, algo.std_ddof" in ppo
+    assert "algo.correction.weight = none" in verl and "algo.clip_dual = 3.0" in verl  # what its file says
+    assert max(len(line) for line in text.splitlines() if "|" not in line) <= 120
+
+
+def _section(text: str, option: str) -> str:
+    start = text.index(f"  algo.* with algo={option}")
+    return text[start : text.index("\n\n", start)]
 
 
 def test_settings_and_help_import_nothing_heavy() -> None:

@@ -1,6 +1,8 @@
 """Every mistake in a run's settings is told in words a person can act on: what, where it was set, what to do."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from engine import compose
 from engine.algorithms.kl import KlEstimator
 from engine.algorithms.sft import SFT
-from engine.config import CONF, Config, ConfigError, load_config
+from engine.config import CONF, REPOSITORY, Config, ConfigError, load_config
 
 BLANK = ("model=nano",)
 
@@ -34,6 +36,10 @@ def refusal(*overrides: str) -> str:
         ("trian.learning_rate=1e-4", "train.learning_rate"),
         ("rollout.learning_rate=1e-4", "train.learning_rate"),
         ("algo.clip_hihg=0.3", "algo.clip_high"),
+        ("algo.shaping.overlong_shar=0.2", "algo.shaping.overlong_share"),
+        ("algo.overlong_share=0.2", "algo.shaping.overlong_share"),
+        ("algo.corection.cap=3", "algo.correction.cap"),
+        ("critic.learnin_rate=1e-4", "critic.learning_rate"),
         ("data.lagrest=9", "data.largest"),
         ("rollouts.engine=hf", "rollout.engine"),
     ],
@@ -43,7 +49,7 @@ def test_a_misspelt_key_is_told_with_the_nearest_one(typed: str, nearest: str) -
 
     assert message.startswith(f"{typed.split('=')[0]} is not a key.")
     assert f"set by: {typed} on the command line" in message
-    assert f"Did you mean {nearest}?" in message
+    assert re.search(rf"Did you mean {nearest}( or critic\.\w+)?\?", message)
 
 
 @pytest.mark.parametrize("group", ["algo", "model", "data", "experiment"])
@@ -66,6 +72,9 @@ def test_a_misspelt_option_is_told_with_those_there_are(group: str) -> None:
         ("run.tensorboard=perhaps", "run.tensorboard takes true or false, and was given 'perhaps'."),
         ("train.betas=[0.9,x]", "train.betas takes a list, each a number, and was given [0.9, 'x']."),
         ("algo.clip_low=low", "algo.clip_low takes a number, and was given 'low'."),
+        ("algo.correction.cap=high", "algo.correction.cap takes a number, and was given 'high'."),
+        ("algo.shaping.clip=[0,1,2]", "algo.shaping.clip takes 2 values, and was given 3"),
+        ("algo.shaping=short", "algo.shaping is a section, and was given the value short."),
     ],
 )
 def test_a_value_of_the_wrong_type_is_told_with_the_right_one(typed: str, words: str) -> None:
@@ -100,7 +109,7 @@ def test_what_is_no_override_is_told_with_what_one_is(typed: str) -> None:
         ("~train.learning_rate", "Set it to another value"),
         ("hydra.run.dir=x", "run.folder"),
         ("train=5", "Set its keys: train.ranks"),
-        ("algo=null", "There are: grpo"),
+        ("algo=null", "There are: cispo, dapo, dr_grpo, grpo"),
         ("train.ranks=${nowhere.at_all}", "Give the value itself"),
     ],
 )
@@ -131,11 +140,35 @@ def test_a_required_setting_without_a_value_is_asked_for() -> None:
     assert "data.path has no value.\n  Type data.path=<a text>." in refusal("data=jsonl")
 
 
-def test_a_setting_that_an_algorithm_refuses_is_told_with_where_it_was_set() -> None:
-    message = refusal("algo.clip_low=3")
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("algo.clip_low=3", "algo.clip_low is 3.0: the ratio's floor is 1 - algo.clip_low; choose from 0 to 1."),
+        ("algo.kl_target=0.1", "set algo.kl_in=reward."),
+        ("algo.std_ddof=2", "algo.std_ddof is 2: choose 0 or 1."),
+        ("algo.shaping.clip=[1,0]", "algo.shaping.clip is (1.0, 0.0): the lower bound comes first."),
+        ("algo.shaping.overlong_share=20", "algo.shaping.overlong_share is 20.0: choose from 0 to 1."),
+        ("algo.correction.cap=0.5", "algo.correction.cap is 0.5: weights are 1 without a mismatch, so it is at least"),
+        ("algo.dynamic_sampling.draw_ahead=0.5", "algo.dynamic_sampling.draw_ahead is 0.5: "),
+        ("algo.reference_refresh.share=2", "algo.reference_refresh.share is 2.0: the policy's part in the new"),
+    ],
+)
+def test_a_setting_that_an_algorithm_refuses_is_told_whole_with_where_it_was_set(typed: str, words: str) -> None:
+    problem, origin, advice = refusal(typed).splitlines()
 
-    assert message.startswith("algo: clip_low is 3.0")
-    assert "set by: algo.clip_low=3 on the command line" in message
+    assert words in problem
+    assert problem.startswith(typed.partition("=")[0])
+    assert origin == f"  set by: {typed} on the command line"
+    assert "--help" in advice
+
+
+def test_a_setting_of_a_preset_s_file_that_another_one_forbids_is_told_with_both_places() -> None:
+    """grpo_easyr1 charges the reward with K1; as a loss that holds the policy nowhere."""
+    message = refusal("algo=grpo_easyr1", "algo.kl_in=loss")
+
+    assert message.startswith("algo.kl_estimator is K1: as a loss its gradient is zero in expectation")
+    assert "algo.kl_estimator in conf/algo/grpo_easyr1.yaml" in message
+    assert "algo.kl_in=loss on the command line" in message
 
 
 def test_a_mistake_in_a_file_is_told_with_the_file(tmp_path: Path) -> None:
@@ -177,7 +210,19 @@ class _Closed:
         (["rollout.temperature=0"], "rollout.temperature is 0.0", "above 0"),
         (["rollout.max_staleness=1"], "rollout.max_staleness is 1", "rollout.max_staleness=0"),
         (["train.updates_per_step=3"], "(32) cannot be split", "prompts_per_step=30"),
+        (["algo=dapo", "train.updates_per_step=3"], "(32) cannot be split", "prompts_per_step=30"),
         (["rollout.responses_per_prompt=1"], "GRPO compares", "responses_per_prompt=8"),
+        (["rollout.responses_per_prompt=1", "algo=dapo"], "DAPO compares", "responses_per_prompt=8"),
+        (["train.epochs_per_step=0"], "train.epochs_per_step is 0", "above 0"),
+        (["critic.learning_rate=nan"], "critic.learning_rate is nan", "0 or more"),
+        (["algo=ppo", "critic.path=no/such/folder"], "critic.path is no/such/folder", "existing folder"),
+        (["algo=ppo", "critic.path=examples"], "critic.path is examples, which holds no config.json", "Hugging Face"),
+        (["algo=ppo", "critic.path=examples/nano/blank"], "examples/nano/blank holds no weights", "a trained model."),
+        (
+            ["algo.reference_refresh.every_steps=5", "algo.kl_coef=0"],
+            "algo.reference_refresh.every_steps is 5, and GRPO has no reference",
+            "algo.kl_coef above 0",
+        ),
         (["train.zero_stage=4"], "train.zero_stage is 4", "0, 1, 2 or 3"),
         (["model.precision=bfloat16", "train.zero_stage=0"], "no float32 weights", "train.zero_stage=1"),
         (["reward.function="], "reward.function is empty", "reward.function=path"),
@@ -213,7 +258,8 @@ def test_an_impossible_run_is_refused_with_what_to_set(typed: list[str], words: 
 
     assert words in problem
     assert advice in rest[-1]
-    assert all(override in rest[0] for override in typed if not override.endswith("="))
+    # Which algorithm is chosen is no mistake.
+    assert all(override in rest[0] for override in typed if not override.endswith("=") and "algo=" not in override)
 
 
 def test_questions_alone_cannot_be_imitated() -> None:
@@ -222,6 +268,25 @@ def test_questions_alone_cannot_be_imitated() -> None:
     assert problem == "SFT needs conversations to learn from, and JsonlData has none."
     assert origin == "  set by: algo=sft on the command line; data=jsonl on the command line"
     assert "another algo or data" in advice
+
+
+def test_one_response_to_a_prompt_is_enough_where_nothing_is_compared_with_siblings() -> None:
+    for algorithm in ("ppo", "reinforce_pp", "remax"):
+        assert load(f"algo={algorithm}", "rollout.responses_per_prompt=1").rollout.responses_per_prompt == 1
+
+
+def test_a_critic_s_folder_matters_only_to_an_algorithm_with_a_critic() -> None:
+    assert load("critic.path=no/such/folder").critic.path == "no/such/folder"
+
+
+def test_a_critic_made_for_shorter_texts_is_refused(tmp_path: Path) -> None:
+    settings = json.loads((REPOSITORY / "examples/nano/policy/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 256}))
+    (tmp_path / "model.safetensors").write_text("")
+    problem, origin, advice = refusal("algo=ppo", f"critic.path={tmp_path}").splitlines()
+
+    assert problem == f"model.context_length is 512, and {tmp_path} was made for at most 256 tokens."
+    assert "critic.path=" in origin and "256 or less" in advice
 
 
 def test_rollout_settings_do_not_matter_offline() -> None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from engine.algorithms.aggregation import Aggregation
+from engine.algorithms.correction import Correction
+from engine.algorithms.groups import Scale
 from engine.algorithms.grpo import GRPO
+from engine.algorithms.shaping import Shaping
 from engine.fingerprint import fingerprint, flattened
 
 
@@ -26,7 +29,9 @@ def test_every_setting_counts() -> None:
         {},
         {"clip_low": 0.1},
         {"kl_coef": 0.0},
-        {"divide_by_std": False},
+        {"scale": Scale.NONE},
+        {"shaping": Shaping(overlong_share=0.2)},
+        {"correction": Correction(cap=3.0)},
         {"aggregation": Aggregation.TOKEN_MEAN},
     ]
     assert len({fingerprint(replace(GRPO(), **change)) for change in changes}) == len(changes)

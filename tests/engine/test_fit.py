@@ -266,6 +266,60 @@ def test_a_large_model_on_cpu_is_told() -> None:
     assert problem.endswith("this machine has 12 GB free.")
 
 
+# ----------------------------------------------------------------------------- with a critic
+
+SIXTEEN_BIT_ADAM = 2 + 12
+"""Bytes a parameter: the weights, and the optimizer's float32."""
+
+
+def test_a_critic_is_told_beside_the_trainer_and_takes_no_logits() -> None:
+    told = check_fit(load_config(["algo=ppo"]), LAPTOP)
+    assert "(trainer: 0.9 GB, critic: 0.9 GB, engine: " in told
+    # What the critic's process takes by itself, and its activations, are the trainer's.
+    config = load_config(["algo=ppo", "model=qwen2.5-7b"])
+    policy, critic = need_of("policy", config), need_of("critic", config)
+    assert critic.resident == policy.resident
+    largest_turns = 2 * 7_615_616_512 / 4 + 16 * 1e9, policy.working - 4 * 4 * 8192 * 152_064
+    assert critic.working == pytest.approx(max(largest_turns), rel=0.01)
+
+
+def test_a_critic_with_a_model_of_its_own_needs_what_that_model_needs() -> None:
+    own = need_of("critic", load_config(["algo=ppo", "model=qwen2.5-7b", "critic.path=Qwen/Qwen2.5-0.5B-Instruct"]))
+    assert own.resident == pytest.approx(1e9 + SIXTEEN_BIT_ADAM * 494_032_768 / 4)
+    folder = need_of("critic", load_config(["algo=ppo", "critic.path=examples/nano/policy"]))
+    assert folder == need_of("critic", load_config(["algo=ppo"]))
+    unknown = load_config(["algo=ppo", "model=qwen2.5-7b", "critic.path=somebody/something"])
+    assert need_of("critic", unknown) == need_of("critic", load_config(["algo=ppo", "model=qwen2.5-7b"]))
+
+
+def test_a_critic_has_gpus_of_its_own_and_shares_the_only_one() -> None:
+    whole = devices_of(load_config(["algo=ppo", "model=qwen2.5-7b"]).team())
+    assert [[place.name for place in places] for places in whole][3:6] == [["policy 3"], ["critic 0"], ["critic 1"]]
+    assert len(whole) == 4 + 4 + 3 + 1
+    (everybody,) = devices_of(load_config(["algo=ppo", "model=qwen2.5-0.5b"]).team())
+    assert [place.role for place in everybody] == ["policy", "critic", "rollout", "reference"]
+    assert "needs 1 GPU of 48 GB" in check_fit(load_config(["algo=ppo", "model=qwen2.5-0.5b"]), gpus(1))
+
+
+def test_where_a_layout_has_no_room_for_critics_one_that_has_is_named() -> None:
+    config = load_config(["algo=ppo", "model=qwen2.5-7b"])
+    problem, advice = refusal(config, gpus(8)).splitlines()
+
+    assert problem.startswith("qwen2.5-7b needs 12 GPUs of 80 GB (trainers: 4 x 58 GB, critics: 4 x 47 GB, engines: ")
+    assert advice.startswith("  model=qwen2.5-7b train.ranks=3 rollout.engines=1 would fit here; ")
+    taken = load_config(["algo=ppo", "model=qwen2.5-7b", "train.ranks=3", "rollout.engines=1"])
+    assert "needs 8 GPUs of 80 GB" in check_fit(taken, gpus(8))
+    assert "needs 12 GPUs" in check_fit(config, gpus(12))
+
+
+def test_what_would_fit_is_looked_for_with_the_same_algorithm() -> None:
+    """GRPO with this model would fit where PPO does not, and that is no help."""
+    assert check_fit(load_config(["model=qwen2.5-3b"]), gpus(4))
+    told = refusal(load_config(["algo=ppo", "model=qwen2.5-3b"]), gpus(4))
+    smaller = told.partition("model=")[2].split()[0]
+    assert check_fit(load_config(["algo=ppo", f"model={smaller}"]), gpus(4))
+
+
 def test_without_a_reference_and_offline_less_is_needed() -> None:
     assert len(devices_of(load_config(["model=qwen2.5-7b", "algo.kl_coef=0"]).team())) == 7
     offline = refusal(load_config(["algo=sft", "model=qwen2.5-7b"]), LAPTOP)

@@ -18,7 +18,8 @@ NAN = float("nan")
 def step(number: int, **changes: float) -> dict[str, float]:
     online = {"reward/mean": 0.02 * number, "kl": 0.001, "entropy": 1.2, "response_length/mean": 3.25}
     more = {"response_length/truncated_share": 0.125, "logprob_gap_max": 2e-5, "tokens_per_s": 12345.0}
-    times = {"time/step_s": 2.0, "time/generate_s": 1.0, "time/update_s": 0.5, "time/publish_s": 0.1}
+    times = {"time/step_s": 2.0, "time/generate_s": 1.0, "time/credit_s": 0.25, "time/update_s": 0.5}
+    times |= {"time/publish_s": 0.1}
     return {"step": number, **online, **more, **times, **changes}
 
 
@@ -109,8 +110,8 @@ def test_every_figure_is_shown_at_its_last_value() -> None:
 def test_a_phase_has_its_share_of_the_step_as_a_bar() -> None:
     shown = {line.split()[1]: line for line in lines_of(run(step(1), step(2))) if "━" in line and " s " in line}
     bars = {name: line.count("━") for name, line in shown.items()}
-    assert list(bars) == ["generate", "update", "publish"]
-    assert bars["generate"] == 2 * bars["update"] and bars["generate"] > bars["publish"] > 0
+    assert list(bars) == ["generate", "credit", "update", "publish"]
+    assert bars["generate"] == 2 * bars["update"] and bars["update"] > bars["credit"] > bars["publish"] > 0
     assert "1.00 s" in shown["generate"] and "50%" in shown["generate"]
 
 

@@ -10,14 +10,15 @@ import pytest
 
 from engine.metrics import of_rollouts, of_update
 from engine.rollout_stream import Taken, TakenGroup
-from workers.records import GroupSummary
+from workers.records import GreedyOutcome, GroupSummary
 from workers.tally import UpdateReport
 
 NAN = float("nan")
 
 
 def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **fields: object) -> TakenGroup:
-    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "parts": {}, "judging_s": 0.5} | fields
+    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "greedy": None, "parts": {}, "judging_s": 0.5}
+    settings |= fields
     summary = GroupSummary(
         draw=0, prompt_id="p", score_G=np.array(scores), length_G=np.array(lengths), version=0, failures=(),
         action_tokens_G=np.array(lengths), prompt_length=prompt_length, **settings,
@@ -25,8 +26,10 @@ def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **
     return TakenGroup(summary=summary, group=None)
 
 
-def figures(*groups: TakenGroup, dropped: dict[str, int] | None = None) -> dict[str, float]:
-    return of_rollouts(Taken(groups=groups, dropped=Counter(dropped or {})))
+def figures(
+    *groups: TakenGroup, dropped: dict[str, int] | None = None, drawn: int = 0, carried: int = 0
+) -> dict[str, float]:
+    return of_rollouts(Taken(groups=groups, dropped=Counter(dropped or {}), drawn=drawn, carried=carried))
 
 
 def report(contributions: dict[str, float], maxima: dict[str, float], *, skipped: int = 0) -> UpdateReport:
@@ -68,6 +71,22 @@ def test_parts_and_reasons_for_dropping_are_reported_by_name() -> None:
     assert seen["dropped_groups/too easy"] == 3
 
 
+def test_how_many_groups_were_drawn_for_those_that_are_learned_from() -> None:
+    own = [group([1.0, 0.0], lengths=[1, 1])] * 3
+    seen = figures(*own, dropped={"all_right": 5, "all_wrong": 2}, drawn=9, carried=1)
+    assert {name: value for name, value in seen.items() if "groups/" in name} == {
+        "groups/drawn": 9.0, "groups/carried": 1.0, "groups/kept": 3.0,
+        "dropped_groups/all_right": 5.0, "dropped_groups/all_wrong": 2.0,
+    }  # fmt: skip
+
+
+def test_greedy_responses_are_counted_and_are_in_no_mean() -> None:
+    greedy = GreedyOutcome(score=5.0, action_tokens=3, truncated=False)
+    seen = figures(group([1.0, 0.0], lengths=[1, 1], greedy=greedy), group([0.5], lengths=[1]))
+    assert seen["reward/greedy_responses"] == 1.0
+    assert seen["reward/mean"] == pytest.approx(0.5) and seen["response_length/mean"] == 1.0
+
+
 def test_contributions_add_up_over_ranks_and_the_largest_maximum_counts() -> None:
     seen = of_update(
         [
@@ -86,3 +105,48 @@ def test_a_nan_of_any_rank_is_the_steps_figure(place: int) -> None:
     values[place] = NAN
     seen = of_update([report({"loss": value}, {"logprob_gap_max": value}) for value in values])
     assert math.isnan(seen["logprob_gap_max"]) and math.isnan(seen["loss"])
+
+
+# ----------------------------------------------------------------------------- figures that are no means
+
+
+def means_of(values: dict[str, np.ndarray], *, ranks: int) -> list[UpdateReport]:
+    """As trainers report them: each token's share of the mean over all tokens, added up by rank."""
+    tokens = len(next(iter(values.values())))
+    parts = [np.arange(tokens)[rank::ranks] for rank in range(ranks)]
+    return [report({name: float(value[own].sum() / tokens) for name, value in values.items()}, {}) for own in parts]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_explained_variance_is_what_numpy_says_of_all_tokens(ranks: int) -> None:
+    generator = np.random.default_rng(4)
+    returns = generator.normal(loc=3.0, size=200)
+    expected = returns + generator.normal(scale=0.5, size=200)
+    surprise = returns - expected
+    means = {"return": returns, "surprise": surprise}
+    means |= {f"{name}_squared": value**2 for name, value in means.items()}
+    seen = of_update(means_of(means, ranks=ranks))
+    assert seen["explained_variance"] == pytest.approx(1 - np.var(surprise) / np.var(returns))
+    assert 0.5 < seen["explained_variance"] < 0.95
+
+
+def test_a_constant_return_has_no_variance_to_explain() -> None:
+    constant = {"return": 2.0, "return_squared": 4.0, "surprise": 1.0, "surprise_squared": 1.5}
+    assert of_update([report(constant, {})])["explained_variance"] == 0.0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_effective_sample_size_is_a_share_of_the_tokens(ranks: int) -> None:
+    def share_of(weights: list[float]) -> float:
+        weight = np.array(weights)
+        means = {"correction_weight": weight, "correction_weight_squared": weight**2}
+        return of_update(means_of(means, ranks=ranks))["correction_ess"]
+
+    assert share_of([1.0] * 8) == pytest.approx(1.0)
+    assert share_of([2.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 4)  # one token speaks for all
+    assert share_of([1.0, 2.0, 3.0]) == pytest.approx(6**2 / (3 * 14))
+    assert share_of([0.0, 0.0]) == 0.0
+
+
+def test_runs_without_a_correction_or_a_critic_have_no_such_figures() -> None:
+    assert of_update([report({"loss": 1.0}, {})]).keys() == {"loss", "skipped_updates"}

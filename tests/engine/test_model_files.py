@@ -105,8 +105,30 @@ def test_nano_s_file_says_what_its_folder_holds() -> None:
 # ----------------------------------------------------------------------------- every pair is a sensible run
 
 
-@pytest.mark.parametrize("algorithm", OPTIONS["algo"])
-@each_model()
+KINDS = ("grpo", "ppo", "sft")
+"""With siblings, with a critic, offline."""
+LAYOUTS = ("nano", "smollm2-135m", "qwen2.5-0.5b", "qwen2.5-7b")
+"""Of a model's machines: each kind is among them."""
+
+
+def each_pair() -> pytest.MarkDecorator:
+    """Every algorithm with one model of each layout, every model with one algorithm of each kind; the rest is slow."""
+    pairs = [(algorithm, model) for algorithm in OPTIONS["algo"] for model in SHIPPED]
+    return pytest.mark.parametrize(
+        ("algorithm", "model"),
+        [
+            pytest.param(
+                algorithm,
+                model,
+                id=f"{algorithm}-{model.name}",
+                marks=() if algorithm in KINDS or model.name in LAYOUTS else pytest.mark.slow,
+            )
+            for algorithm, model in pairs
+        ],
+    )
+
+
+@each_pair()
 def test_every_algorithm_runs_on_every_model_without_another_word(algorithm: str, model: ShippedModel) -> None:
     config = load_config([f"algo={algorithm}", f"model={model.name}"])
 
@@ -119,6 +141,9 @@ def test_every_algorithm_runs_on_every_model_without_another_word(algorithm: str
     on_cpu = model.name in ("nano", "smollm2-135m")
     assert config.cluster.device is (Device.CPU if on_cpu else Device.CUDA)
     assert config.model.precision is (Precision.FLOAT32 if on_cpu else Precision.BFLOAT16)
+    if config.algo.online:
+        team = config.team()
+        assert team.has_critic is (algorithm == "ppo") and team.reference is (config.algo.kl_coef > 0)
 
 
 def test_a_large_model_moves_the_defaults() -> None:

@@ -54,11 +54,13 @@ def groups() -> list[Group]:
                 scored(first, draw=7, sample=0, spans=(own(4, 7),), judgement=score),
                 scored(first, draw=7, sample=1, spans=tool, judgement=TIMEOUT),
             ),
+            greedy=scored(first, draw=7, sample=2, spans=(own(3, 7),), judgement=score),
         ),
         Group(
             prompt=second,
             draw=12,
             rollouts=(scored(second, draw=12, sample=0, spans=(own(1, 8),), judgement=Score(total=0.0, parts={})),),
+            greedy=None,
         ),
     ]
 
@@ -128,6 +130,11 @@ def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[Gr
     saved = load_file(tmp_path / "step_000003.safetensors")
     told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3)]
     assert told == list(zip(saved["draw"].tolist(), saved["sample"].tolist(), strict=True))
+
+
+def test_the_greedy_response_is_not_among_those_that_are_learned_from(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    assert load_file(tmp_path / "step_000003.safetensors")["sample"].tolist() == [0, 1, 0]
 
 
 def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[Group]) -> None:

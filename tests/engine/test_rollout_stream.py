@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.rollout_stream import Ledger, RewardsFailed, RolloutStream
+from engine.algorithms.dynamic_sampling import DynamicSampling, Exhausted, Surplus
+from engine.algorithms.grpo import GRPO
+from engine.algorithms.remax import ReMax
+from engine.algorithms.shaping import Shaping
+from engine.rollout_stream import Ledger, NotEnoughGroups, RewardsFailed, RolloutStream, Taken
 from rewards.score import Failure, FailureKind
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt
@@ -20,6 +24,18 @@ from workers.records import GroupRequest, GroupSummary, Prompt
 PROMPTS = tuple(Prompt(id=f"p{n}", messages=(), token_ids=(n,), answer="", row={}) for n in range(10))
 FAILURE = Failure(kind=FailureKind.TIMEOUT, reason="no answer within 10 s")
 Judge = Callable[[GroupRequest], tuple[Failure, ...]]
+UNIFORM = {"all_right": (1.0, 1.0), "all_wrong": (0.0, 0.0), "unjudged": (np.nan, 1.0)}
+"""Scores of groups that teach nothing, by the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(GRPO):
+    """Passes groups over for reasons of its own."""
+
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+    def keep(self, summary: GroupSummary) -> str | None:
+        return self.reasons.get(summary.draw)
 
 
 @dataclass(frozen=True)
@@ -33,14 +49,20 @@ class Ref:
 class FakeWorkers:
     """Generates and scores at once, and keeps record of it. Its own rollout group, its own reward group."""
 
-    def __init__(self, judge: Judge = lambda request: ()) -> None:
+    def __init__(
+        self, judge: Judge = lambda request: (), *, scores: Mapping[int, tuple[float, ...]] | None = None
+    ) -> None:
+        """`scores` of the groups that are not (1, 0), by draw."""
         self.rollout = self.reward = self
         self.asked: list[GroupRequest] = []
         self.waited: list[int] = []
-        self._judge = judge
+        self.version = 0
+        self._judge, self._scores = judge, scores or {}
+        self._sampled_by: dict[int, int] = {}
 
     def generate(self, request: GroupRequest) -> GroupRequest:
         self.asked.append(request)
+        self._sampled_by[request.draw] = self.version
         return request
 
     def score(self, rollouts: GroupRequest, *, draw: int) -> tuple[Ref, Ref]:
@@ -50,45 +72,80 @@ class FakeWorkers:
     def wait(self, refs: list[Ref], *, verb: str) -> list[GroupSummary]:
         assert all(ref.is_summary for ref in refs)
         self.waited += [ref.request.draw for ref in refs]
-        return [summary(ref.request, self._judge(ref.request)) for ref in refs]
+        return [self.summary(ref.request) for ref in refs]
+
+    def summary(self, request: GroupRequest) -> GroupSummary:
+        own = self._scores.get(request.draw, (1.0, 0.0))[: request.num_samples]
+        failures = self._judge(request)
+        size, version = len(own), self._sampled_by[request.draw]
+        score_G = np.where(np.arange(size) < len(failures), np.nan, own)
+        count_G = np.full(size, 3)
+        return GroupSummary(
+            draw=request.draw, prompt_id=request.prompt.id, score_G=score_G, length_G=count_G, action_tokens_G=count_G,
+            prompt_length=1, truncated_G=np.zeros(size, dtype=bool), greedy=None, version=version, failures=failures,
+            parts={}, judging_s=0.0,
+        )  # fmt: skip
 
     @property
     def draws(self) -> list[int]:
         return [request.draw for request in self.asked]
 
 
-def summary(request: GroupRequest, failures: tuple[Failure, ...]) -> GroupSummary:
-    size = request.num_samples
-    score_G = np.where(np.arange(size) < len(failures), np.nan, 1.0)
-    count_G = np.full(size, 3)
-    return GroupSummary(
-        draw=request.draw, prompt_id=request.prompt.id, score_G=score_G, length_G=count_G, action_tokens_G=count_G,
-        prompt_length=1, truncated_G=np.zeros(size, dtype=bool), version=0, failures=failures, parts={}, judging_s=0.0,
-    )  # fmt: skip
+class Shuffled(FakeWorkers):
+    """Groups become ready in an order of chance; a wait for one is answered when its turn has come."""
+
+    def __init__(self, order: random.Random, *, scores: Mapping[int, tuple[float, ...]] | None = None) -> None:
+        super().__init__(scores=scores)
+        self._order, self._ready = order, {}
+
+    def wait(self, refs: list[Ref], *, verb: str) -> list[GroupSummary]:
+        late = [request for request in self.asked if request.draw not in self._ready]
+        self._order.shuffle(late)
+        while any(ref.request.draw not in self._ready for ref in refs):
+            request = late.pop()
+            self._ready[request.draw] = self.summary(request)
+        return [self._ready[ref.request.draw] for ref in refs]
 
 
 def stream(
     workers: FakeWorkers,
     *,
     per_step: int = 4,
+    samples: int = 2,
     staleness: int = 0,
-    keep: Callable[[GroupSummary], str | None] = lambda summary: None,
+    algorithm: GRPO | None = None,
     max_failed_share: float = 0.0,
     seed: int = 1,
     next_draw: int = 0,
-    accepted: int = 0,
+    first_version: int = 0,
 ) -> RolloutStream:
     rollout = RolloutConfig(
-        prompts_per_step=per_step, responses_per_prompt=2, max_staleness=staleness, max_response_tokens=6
+        prompts_per_step=per_step, responses_per_prompt=samples, max_staleness=staleness, max_response_tokens=6
     )
-    reward = RewardConfig(max_failed_share=max_failed_share)
     return RolloutStream(
-        PROMPTS, workers, rollout=rollout, reward=reward, keep=keep, seed=seed, next_draw=next_draw, accepted=accepted
+        PROMPTS,
+        workers,
+        rollout=rollout,
+        reward=RewardConfig(max_failed_share=max_failed_share),
+        algorithm=algorithm or GRPO(),
+        seed=seed,
+        next_draw=next_draw,
+        first_version=first_version,
     )
 
 
-def drop(*draws: int) -> Callable[[GroupSummary], str | None]:
-    return lambda summary: "too easy" if summary.draw in draws else None
+def drop(*draws: int) -> Picky:
+    return Picky(reasons=dict.fromkeys(draws, "too easy"))
+
+
+def dynamic(**settings: object) -> GRPO:
+    return GRPO(dynamic_sampling=DynamicSampling(enabled=True, **settings))
+
+
+def take(own: RolloutStream, workers: FakeWorkers, *, version: int) -> Taken:
+    """One step, as the loop takes it: what is asked for meanwhile is sampled by this version."""
+    workers.version = version
+    return own.take(version=version)
 
 
 def draws_of(taken: object) -> list[int]:
@@ -105,7 +162,7 @@ def test_a_step_asks_for_exactly_what_it_learns_from_and_takes_it_in_draw_order(
         taken = own.take(version=step)
         assert draws_of(taken) == workers.draws[4 * step :] == list(range(4 * step, 4 * step + 4))
         assert own.next_draw == 4 * (step + 1)
-        assert taken.dropped == Counter()
+        assert (taken.dropped, taken.drawn, taken.carried) == (Counter(), 4, 0)
         assert all(group.group == Ref(workers.asked[group.summary.draw], is_summary=False) for group in taken.groups)
 
 
@@ -124,12 +181,16 @@ def test_a_request_says_all_that_sampling_needs() -> None:
     for request in workers.asked:
         assert (request.seed, request.num_samples) == (77, 2)
         assert (request.sampling.temperature, request.sampling.max_tokens) == (1.0, 6)
+        assert not request.with_greedy
+    other = FakeWorkers()
+    stream(other, algorithm=ReMax()).take(version=0)
+    assert all(request.with_greedy for request in other.asked)
 
 
 def test_dropped_groups_are_replaced_by_the_next_draws_and_counted_by_reason() -> None:
     reasons = {0: "too easy", 1: "too easy", 4: "too hard"}
     workers = FakeWorkers()
-    own = stream(workers, keep=lambda summary: reasons.get(summary.draw))
+    own = stream(workers, algorithm=Picky(reasons=reasons))
     taken = own.take(version=0)
     assert draws_of(taken) == [2, 3, 5, 6]
     assert taken.dropped == Counter({"too easy": 2, "too hard": 1})
@@ -142,13 +203,14 @@ def test_dropped_groups_are_replaced_by_the_next_draws_and_counted_by_reason() -
 @given(dropped=st.sets(st.integers(0, 40), max_size=15), staleness=st.integers(0, 2))
 def test_every_draw_is_asked_for_once_and_taken_or_dropped_once(dropped: set[int], staleness: int) -> None:
     workers = FakeWorkers()
-    own = stream(workers, keep=drop(*dropped), staleness=staleness)
+    own = stream(workers, algorithm=drop(*dropped), staleness=staleness)
     taken = [own.take(version=step) for step in range(4)]
     kept = [draw for step in taken for draw in draws_of(step)]
     assert workers.draws == list(range(own.next_draw))
     assert kept == [draw for draw in workers.waited if draw not in dropped]
     assert sum(step.dropped.total() for step in taken) == len(workers.waited) - len(kept)
     assert [len(step.groups) for step in taken] == [4] * 4
+    assert sum(step.drawn for step in taken) == len(workers.waited)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
@@ -165,35 +227,20 @@ def test_no_group_is_asked_for_so_early_that_it_grows_too_old(staleness: int) ->
 
 
 def test_the_same_groups_are_learned_from_whatever_order_they_arrive_in() -> None:
-    class Shuffled(FakeWorkers):
-        """Groups become ready in an order of chance; a wait for one is answered when its turn has come."""
-
-        def __init__(self, order: random.Random) -> None:
-            super().__init__()
-            self._order, self._ready = order, {}
-
-        def wait(self, refs: list[Ref], *, verb: str) -> list[GroupSummary]:
-            late = [request for request in self.asked if request.draw not in self._ready]
-            self._order.shuffle(late)
-            while any(ref.request.draw not in self._ready for ref in refs):
-                request = late.pop()
-                self._ready[request.draw] = summary(request, ())
-            return [self._ready[ref.request.draw] for ref in refs]
-
     runs = []
     for pace in range(5):
-        own = stream(Shuffled(random.Random(pace)), keep=drop(1, 6))
+        own = stream(Shuffled(random.Random(pace)), algorithm=drop(1, 6))
         runs.append([[(g.summary.draw, g.summary.prompt_id) for g in own.take(version=v).groups] for v in range(3)])
     assert all(run == runs[0] for run in runs)
 
 
 def test_a_resumed_stream_goes_on_where_the_first_one_stood() -> None:
     whole_workers, resumed_workers = FakeWorkers(), FakeWorkers()
-    whole = stream(whole_workers, keep=drop(2, 9, 13))
+    whole = stream(whole_workers, algorithm=drop(2, 9, 13))
     steps = [whole.take(version=step) for step in range(2)]
     standing = whole.next_draw
     steps += [whole.take(version=step) for step in range(2, 5)]
-    resumed = stream(resumed_workers, keep=drop(2, 9, 13), next_draw=standing, accepted=2 * 4)
+    resumed = stream(resumed_workers, algorithm=drop(2, 9, 13), next_draw=standing, first_version=2)
     again = [resumed.take(version=step) for step in range(2, 5)]
     assert [draws_of(step) for step in again] == [draws_of(step) for step in steps[2:]]
     assert resumed_workers.asked == whole_workers.asked[standing:]
@@ -224,13 +271,249 @@ def test_one_failure_more_stops_the_run_and_says_how_many_of_what_and_why() -> N
 def test_failures_in_dropped_groups_count_too() -> None:
     workers = FakeWorkers(lambda request: (FAILURE,))
     with pytest.raises(RewardsFailed):
-        stream(workers, keep=lambda summary: "unjudged", max_failed_share=0.25).take(version=0)
+        stream(workers, algorithm=drop(*range(100)), max_failed_share=0.25).take(version=0)
 
 
 def test_failures_of_one_step_are_forgotten_in_the_next() -> None:
     own = stream(FakeWorkers(lambda request: (FAILURE,) if request.draw % 4 < 2 else ()), max_failed_share=0.25)
     for step in range(5):
         assert len(own.take(version=step).groups) == 4
+
+
+def test_the_allowed_share_is_of_all_that_was_judged_for_the_step() -> None:
+    """Dynamic sampling draws more groups than the step needs, so more responses may fail than in one of four."""
+    uniform = dict.fromkeys(range(4), (0.0, 0.0))
+    workers = FakeWorkers(lambda request: (FAILURE,) if request.draw in (3, 4, 5, 6, 7) else (), scores=uniform)
+    with pytest.raises(RewardsFailed, match=r"3 responses.*allows 2"):
+        stream(workers, algorithm=dynamic(), max_failed_share=0.2).take(version=0)
+    passing = FakeWorkers(lambda request: (FAILURE,) * (request.draw in (3, 4, 5)), scores=uniform)
+    taken = stream(passing, algorithm=dynamic(), max_failed_share=0.25).take(version=0)
+    assert taken.drawn == 10 and taken.dropped == Counter(all_wrong=3, unjudged=3)
+
+
+def test_a_greedy_response_counts_as_one_that_was_judged() -> None:
+    """Of 4 x (2 + 1) responses a quarter is 3, of 4 x 2 it is 2."""
+    failures = lambda request: (FAILURE,) * (request.draw < 3)  # noqa: E731
+    assert len(stream(FakeWorkers(failures), algorithm=ReMax(), max_failed_share=0.25).take(version=0).groups) == 4
+    with pytest.raises(RewardsFailed, match="allows 2"):
+        stream(FakeWorkers(failures), max_failed_share=0.25).take(version=0)
+
+
+# ----------------------------------------------------------------------------- dynamic sampling
+
+SCORES = st.dictionaries(st.integers(0, 60), st.sampled_from(list(UNIFORM)), max_size=30)
+
+
+def scores_of(uniform: Mapping[int, str]) -> dict[int, tuple[float, ...]]:
+    return {draw: UNIFORM[reason] for draw, reason in uniform.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(uniform=SCORES, pace=st.integers(0, 100))
+def test_a_step_takes_the_next_groups_that_teach_something_whatever_the_pace(
+    uniform: dict[int, str], pace: int
+) -> None:
+    workers = Shuffled(random.Random(pace), scores=scores_of(uniform))
+    own = stream(workers, algorithm=dynamic(max_batches=0))
+    taken = [take(own, workers, version=step) for step in range(3)]
+    informative = [draw for draw in range(200) if draw not in uniform]
+    assert [draws_of(step) for step in taken] == [informative[:4], informative[4:8], informative[8:12]]
+    assert sum((step.dropped for step in taken), Counter()) == Counter(
+        reason for draw, reason in uniform.items() if draw < own.next_draw
+    )
+    assert [step.carried for step in taken] == [0, 0, 0]
+    assert sum(step.drawn for step in taken) == own.next_draw == len(workers.draws) == informative[11] + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(uniform=SCORES, draw_ahead=st.sampled_from([1.3, 2.0, 5.0]), pace=st.integers(0, 100))
+def test_drawing_ahead_does_not_make_it_matter_who_was_faster(
+    uniform: dict[int, str], draw_ahead: float, pace: int
+) -> None:
+    scores = scores_of(uniform)
+    in_order, shuffled = FakeWorkers(scores=scores), Shuffled(random.Random(pace), scores=scores)
+    own, other = (stream(w, algorithm=dynamic(max_batches=0, draw_ahead=draw_ahead)) for w in (in_order, shuffled))
+    for step in range(4):
+        one, same = take(own, in_order, version=step), take(other, shuffled, version=step)
+        assert draws_of(one) == draws_of(same) and len(one.groups) == 4
+        assert (one.dropped, one.drawn, one.carried) == (same.dropped, same.drawn, same.carried)
+        if step == 0:
+            assert draws_of(one) == [draw for draw in range(200) if draw not in uniform][:4]
+    assert in_order.asked == shuffled.asked
+
+
+@settings(max_examples=60, deadline=None)
+@given(uniform=SCORES, draw_ahead=st.sampled_from([1.0, 1.3, 3.0]), surplus=st.sampled_from(Surplus))
+def test_every_group_is_taken_dropped_or_left_over_once(
+    uniform: dict[int, str], draw_ahead: float, surplus: Surplus
+) -> None:
+    workers = FakeWorkers(scores=scores_of(uniform))
+    own = stream(workers, algorithm=dynamic(draw_ahead=draw_ahead, surplus=surplus, exhausted=Exhausted.FILL))
+    drawn = kept = dropped = left_over = 0
+    for step in range(4):
+        taken = take(own, workers, version=step)
+        assert taken.carried <= left_over
+        drawn, kept, dropped = drawn + taken.drawn, kept + len(taken.groups), dropped + taken.dropped.total()
+        left_over = drawn - kept - dropped
+        assert left_over >= 0 and (left_over == 0 or surplus is Surplus.CARRY)
+        assert draws_of(taken) == sorted(draws_of(taken))
+        assert all(step - group.summary.version <= 1 for group in taken.groups)
+    assert workers.draws == list(range(drawn))
+
+
+def test_what_is_missing_is_drawn_at_once_and_with_draw_ahead_a_few_more() -> None:
+    workers = FakeWorkers(scores=scores_of(dict.fromkeys((0, 2), "all_wrong")))
+    stream(workers, algorithm=dynamic()).take(version=0)
+    assert workers.draws == list(range(6))
+    ahead = FakeWorkers(scores=scores_of(dict.fromkeys((0, 2), "all_wrong")))
+    taken = stream(ahead, algorithm=dynamic(draw_ahead=1.5)).take(version=0)
+    assert draws_of(taken) == [1, 3, 4, 5]
+    # 6 at first, and one more for each that was passed over while four, and then three, were missing.
+    assert ahead.draws == list(range(8)) and taken.drawn == 8
+
+
+def test_what_was_drawn_ahead_is_taken_first_by_the_next_step_and_is_one_version_old() -> None:
+    workers = FakeWorkers()
+    own = stream(workers, algorithm=dynamic(draw_ahead=1.5))
+    first, second = (take(own, workers, version=step) for step in range(2))
+    assert draws_of(first) == [0, 1, 2, 3] and (first.drawn, first.carried) == (6, 0)
+    assert draws_of(second)[:2] == [4, 5] and second.carried == 2
+    assert [group.summary.version for group in second.groups] == [0, 0, 1, 1]
+    assert first.dropped == second.dropped == Counter()
+
+
+def test_what_was_drawn_ahead_can_be_dropped_and_is_counted() -> None:
+    workers = FakeWorkers()
+    own = stream(workers, algorithm=dynamic(draw_ahead=1.5, surplus=Surplus.DROP))
+    first, second = (take(own, workers, version=step) for step in range(2))
+    assert first.dropped == second.dropped == Counter(surplus=2)
+    assert draws_of(second) == [6, 7, 8, 9] and second.carried == 0
+    assert {group.summary.version for group in second.groups} == {1}
+
+
+def test_what_was_left_over_for_two_steps_is_too_old() -> None:
+    workers = FakeWorkers()
+    own = stream(workers, algorithm=dynamic(draw_ahead=4.0))
+    first, second, third = (take(own, workers, version=step) for step in range(3))
+    assert (first.drawn, second.drawn, second.carried) == (16, 0, 4)
+    assert third.dropped == Counter(stale=8)
+    assert {group.summary.version for group in third.groups} == {2}
+
+
+@settings(max_examples=40, deadline=None)
+@given(uniform=SCORES, saved=st.integers(1, 3), surplus=st.sampled_from(Surplus))
+def test_after_a_checkpoint_a_resumed_stream_is_the_one_that_never_stopped(
+    uniform: dict[int, str], saved: int, surplus: Surplus
+) -> None:
+    algorithm = dynamic(draw_ahead=2.0, surplus=surplus)
+    workers = FakeWorkers(scores=scores_of(uniform))
+    whole = stream(workers, algorithm=algorithm)
+    for step in range(saved):
+        take(whole, workers, version=step)
+    whole.forget_surplus()
+    standing = whole.next_draw
+    others = FakeWorkers(scores=scores_of(uniform))
+    resumed = stream(others, algorithm=algorithm, next_draw=standing, first_version=saved)
+    for step in range(saved, 5):
+        one, other = take(whole, workers, version=step), take(resumed, others, version=step)
+        assert draws_of(one) == draws_of(other)
+        assert (one.dropped, one.drawn, one.carried) == (other.dropped, other.drawn, other.carried)
+    assert others.asked == workers.asked[standing:]
+
+
+def all_wrong_but(*draws: int) -> dict[int, tuple[float, ...]]:
+    return {draw: UNIFORM["all_wrong"] for draw in range(1000) if draw not in draws}
+
+
+@pytest.mark.parametrize("draw_ahead", [1.0, 3.0])
+def test_at_its_limit_a_step_learns_from_the_groups_that_it_has(draw_ahead: float) -> None:
+    workers = FakeWorkers(scores=all_wrong_but(3, 11))
+    own = stream(workers, algorithm=dynamic(max_batches=3, draw_ahead=draw_ahead))
+    taken = take(own, workers, version=0)
+    assert draws_of(taken) == [3, 11]
+    assert (taken.drawn, own.next_draw, taken.dropped) == (12, 12, Counter(all_wrong=10))
+
+
+def test_the_step_after_one_that_found_too_few_groups_has_a_limit_of_its_own() -> None:
+    workers = FakeWorkers(scores=all_wrong_but(3, 9, 10, 11, 12))
+    own = stream(workers, algorithm=dynamic(max_batches=2))
+    assert draws_of(take(own, workers, version=0)) == [3]
+    second = take(own, workers, version=1)
+    assert draws_of(second) == [9, 10, 11, 12]
+    assert (second.drawn, second.carried, own.next_draw) == (5, 0, 13)
+
+
+def test_at_its_limit_a_step_may_fill_up_with_the_first_that_it_passed_over() -> None:
+    workers = FakeWorkers(scores=all_wrong_but(6))
+    own = stream(workers, algorithm=dynamic(max_batches=2, exhausted=Exhausted.FILL))
+    taken = take(own, workers, version=0)
+    assert draws_of(taken) == [0, 1, 2, 6]
+    assert (taken.drawn, taken.dropped) == (8, Counter(all_wrong=4))
+
+
+def test_at_its_limit_a_run_may_stop_and_says_what_it_saw_and_what_to_do() -> None:
+    scores = all_wrong_but(2, 5) | scores_of({0: "all_right", 1: "unjudged"})
+    workers = FakeWorkers(scores=scores)
+    own = stream(workers, algorithm=dynamic(max_batches=2, exhausted=Exhausted.ERROR))
+    with pytest.raises(NotEnoughGroups) as caught:
+        own.take(version=0)
+    message = str(caught.value)
+    for words in ("of 8 groups only 2 teach", "needs 4", "1 all_right", "1 unjudged", "4 all_wrong"):
+        assert words in message
+    for key in ("algo.dynamic_sampling.max_batches", "algo.dynamic_sampling.exhausted=fill"):
+        assert key in message
+
+
+def test_nothing_at_all_to_learn_from_stops_the_run_unless_it_may_fill_up() -> None:
+    with pytest.raises(NotEnoughGroups, match="of 12 groups only 0 teach"):
+        stream(FakeWorkers(scores=all_wrong_but()), algorithm=dynamic(max_batches=3)).take(version=0)
+    filled = stream(
+        FakeWorkers(scores=all_wrong_but()), algorithm=dynamic(max_batches=3, exhausted=Exhausted.FILL)
+    ).take(version=0)
+    assert draws_of(filled) == [0, 1, 2, 3]
+
+
+def test_a_response_without_siblings_is_never_passed_over() -> None:
+    workers = FakeWorkers(scores=all_wrong_but())
+    taken = stream(workers, samples=1, algorithm=dynamic()).take(version=0)
+    assert draws_of(taken) == [0, 1, 2, 3] and workers.draws == [0, 1, 2, 3]
+
+
+def test_scores_that_differ_by_rounding_are_the_same_score() -> None:
+    workers = FakeWorkers(scores={0: (0.1 + 0.2, 0.3), 1: (0.5, 0.50001), 2: (-1.0, -1.0)})
+    taken = stream(workers, algorithm=dynamic()).take(version=0)
+    assert draws_of(taken) == [1, 3, 4, 5]
+    assert taken.dropped == Counter(all_right=1, all_wrong=1)
+
+
+def test_raw_scores_decide_not_what_length_and_clipping_make_of_them() -> None:
+    """A length penalty would make a difference where there is none, and clipping would hide one."""
+    shaping = Shaping(clip=(0.0, 1.0), overlong_share=1.0, overlong_penalty=5.0)
+    algorithm = GRPO(shaping=shaping, dynamic_sampling=DynamicSampling(enabled=True))
+    workers = UnevenLengths(scores={0: (0.0, 0.0), 1: (7.0, 1.0)})
+    taken = stream(workers, algorithm=algorithm).take(version=0)
+    assert draws_of(taken) == [1, 2, 3, 4] and taken.dropped == Counter(all_wrong=1)
+
+
+class UnevenLengths(FakeWorkers):
+    def summary(self, request: GroupRequest) -> GroupSummary:
+        return replace(super().summary(request), action_tokens_G=np.arange(1, 1 + request.num_samples))
+
+
+def test_without_dynamic_sampling_uniform_groups_are_learned_from_too() -> None:
+    taken = stream(FakeWorkers(scores=all_wrong_but())).take(version=0)
+    assert draws_of(taken) == [0, 1, 2, 3] and taken.dropped == Counter()
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_replacing_groups_makes_none_of_them_too_old(staleness: int) -> None:
+    uniform = scores_of(dict.fromkeys((0, 3, 4, 5, 9, 17, 18, 19, 20, 30), "all_right"))
+    workers = FakeWorkers(scores=uniform)
+    own = stream(workers, staleness=staleness, algorithm=dynamic())
+    for version in range(6):
+        taken = take(own, workers, version=version)
+        assert len(taken.groups) == 4
+        assert all(0 <= version - group.summary.version <= staleness for group in taken.groups)
 
 
 # ----------------------------------------------------------------------------- the ledger
@@ -272,7 +555,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def sample_seeds(seeds: range, draws: range, samples: range) -> list[int]:
     return [
-        GroupRequest(prompt=PROMPTS[0], draw=draw, num_samples=1, seed=seed, sampling=None).sample_seed(sample)
+        GroupRequest(
+            prompt=PROMPTS[0], draw=draw, num_samples=1, seed=seed, sampling=None, with_greedy=False
+        ).sample_seed(sample)
         for seed in seeds
         for draw in draws
         for sample in samples

@@ -158,6 +158,9 @@ def test_a_model_outside_the_repository_stays_where_it_is(tmp_path: Path, monkey
     assert str(tmp_path / "mine") in package.notes[0]
     assert "/shared/model" in packed("model.path=/shared/model").notes[0]
     assert "model.path=org/name" in packed("model.path=org/name").overrides
+    assert "critic.path=org/name" in packed("algo=ppo", "critic.path=org/name").overrides
+    critic = packed("algo=ppo", "model=nano", "critic.path=mine")
+    assert f"critic.path={tmp_path}/mine" in critic.overrides and f"find {tmp_path}/mine" in critic.notes[0]
     with pytest.raises(ConfigError, match="no such folder"):
         packed("model.path=./nowhere")
 
