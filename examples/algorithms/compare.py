@@ -172,7 +172,8 @@ def table(rows: Results) -> Table:
 
 def markdown(rows: Results) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS), *cells(rows)]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *remarks(rows)])
+    drawn = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*drawn, "", *remarks(rows)]).rstrip()
 
 
 def remarks(rows: Results) -> Iterator[str]:

@@ -15,10 +15,10 @@ from runs import REPOSITORY
 
 from engine.compose import options_in
 from engine.config import CONF, load_config
-from examples.algorithms import clipping, compare
+from examples.algorithms import clipping, compare, shuffled
 from examples.algorithms.compare import ALGORITHMS, HERE, MARKS
 from examples.algorithms.runs import Finished, Run, read_json, write_json
-from examples.algorithms.shuffled import Shuffled
+from examples.algorithms.shuffled import Deck, Shuffled
 
 NOT_COMPARED = {"sft", "grpo_verl", "grpo_easyr1", "grpo_trl"}
 """An objective that samples nothing, and presets of one that is compared."""
@@ -27,28 +27,36 @@ NOT_COMPARED = {"sft", "grpo_verl", "grpo_easyr1", "grpo_trl"}
 # ----------------------------------------------------------------------------- the controls
 
 
-def dealt(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return Shuffled().rewards(scores, length_B=lengths, truncated_B=np.zeros(len(scores), dtype=bool), max_length=8)
+def dealt(scores: np.ndarray) -> np.ndarray:
+    """For groups one after another."""
+    plain = {"length_B": np.ones(scores.shape[1]), "truncated_B": np.zeros(scores.shape[1], dtype=bool)}
+    return np.stack([Shuffled().rewards(group, **plain, max_length=8) for group in scores])
 
 
-def test_a_group_keeps_its_rewards_and_who_was_not_judged_stays_so() -> None:
-    scores, lengths = np.array([1.0, 0.0, np.nan, 0.5, 0.25]), np.arange(5)
-    found = dealt(scores, lengths)
-    assert sorted(found[np.isfinite(found)]) == [0.0, 0.25, 0.5, 1.0]
-    assert np.isnan(found).tolist() == np.isnan(scores).tolist()
-    np.testing.assert_array_equal(found, dealt(scores, lengths))
+@pytest.fixture
+def deck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shuffled, "DECK", Deck(size=256))
 
 
-def test_what_is_dealt_says_nothing_about_the_response() -> None:
-    """20 000 responses in groups of eight, one in three right: the right ones are dealt as much as their siblings."""
-    random = np.random.default_rng(0)
-    scores = (random.random((2500, 8)) < 1 / 3).astype(np.float64)
-    lengths = random.integers(1, 9, size=scores.shape)
-    found = np.stack([dealt(own, of) for own, of in zip(scores, lengths, strict=True)])
-    above = found - found.mean(axis=1, keepdims=True)
-    # Standard error of either: below 0.006. Rewards that were earned would be 0.58 and -0.29 above the group's mean.
-    assert abs(above[scores == 1].mean()) < 0.02
-    assert abs(above[scores == 0].mean()) < 0.02
+def test_what_is_dealt_says_nothing_about_the_response(deck: None) -> None:
+    """20 000 responses in groups of eight, one in three right: the right ones are dealt as much as the others, and as
+    much as they earned. Rewards that stay in the group fail this by 1/8."""
+    scores = (np.random.default_rng(1).random((2500, 8)) < 1 / 3).astype(np.float64)
+    found = dealt(scores)
+    # Standard error of the difference: 0.007.
+    assert abs(found[scores == 1].mean() - found[scores == 0].mean()) < 0.025
+    assert found.mean() == pytest.approx(scores.mean(), abs=0.015)
+    assert set(found.flat) == {0.0, 1.0}
+
+
+def test_who_was_not_judged_stays_so_and_a_run_that_is_repeated_deals_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.array([[1.0, 0.0, np.nan, 0.5], [np.nan, 0.25, 1.0, 0.0]] * 20)
+    found = []
+    for _ in range(2):
+        monkeypatch.setattr(shuffled, "DECK", Deck(size=16))
+        found.append(dealt(scores))
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(np.isnan(found[0]), np.isnan(scores))
 
 
 def test_every_shipped_algorithm_is_compared_with_itself_on_shuffled_rewards() -> None:
