@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from examples.algorithms.runs import Finished, Run, write_json
+from examples.algorithms.runs import REPOSITORY, Finished, Run, write_json
 
 UPDATES = 4
 PLAIN = ("algo=grpo", "algo.kl_coef=0")
@@ -27,17 +28,19 @@ def runs(folder: Path, settings: Sequence[str]) -> Iterator[tuple[str, int, Run]
             yield case, seed, Run(name=f"{case}-seed{seed}", overrides=(*typed, f"run.seed={seed}"), folder=folder)
 
 
-def compare(folder: Path, settings: Sequence[str], results: Path, console: Console) -> dict[str, Any]:
-    """Writes `results` after every run."""
+def compare(folder: Path, settings: Sequence[str], results: Path, console: Console) -> None:
+    """Writes `results` when all runs are done, and what is done so far into the runs' folder."""
     cases: dict[str, dict[str, Any]] = {case: {} for case in CASES}
+    again = shlex.join(["python", "examples/algorithms/compare.py", "--clipping", *settings])
     content: dict[str, Any] = {}
     for case, seed, run in runs(folder, settings):
         cases[case][f"seed {seed}"] = measured = _measured(run.do())
-        content = {"again": "python examples/algorithms/compare.py --clipping", "signs": _signs(cases), **cases}
-        write_json(results, content)
+        content = {"again": again, "signs": _signs(cases), **cases}
+        write_json(REPOSITORY / folder / "clipping.json", content)
         shown = f"clipped {measured['clipped_share']:.4f} of the tokens, entropy {measured['entropy_at_the_end']:.4f}"
         console.print(f"{run.name}: {shown}", highlight=False)
-    return content
+    write_json(results, content)
+    console.print(content["signs"])
 
 
 def _measured(run: Finished) -> dict[str, Any]:

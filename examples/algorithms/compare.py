@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.config import load_config
+from engine.config import ConfigError, load_config
 from examples.algorithms import clipping
 from examples.algorithms.runs import REPOSITORY, Run, read_json, write_json
 from examples.draw_curve import BLUE, GREY, LEFT, ORANGE, Frame, svg
 
 HERE = Path(__file__).resolve().parent
+RUNS = REPOSITORY / "runs" / "algorithms"
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "grpo": (),
     "dr_grpo": (),
@@ -49,66 +51,85 @@ Results = dict[str, dict[str, Any]]
 """results.json: one row an algorithm."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command was told."""
+
+    algorithms: tuple[str, ...]
+    settings: tuple[str, ...]
+    """For every run."""
+    folder: Path
+    """Of the runs; relative to the repository where it is inside, because the commands are kept and hold elsewhere."""
+    results: Path
+    clipping: bool
+    list: bool
+    draw: bool
+
+
 def main(argv: Sequence[str]) -> None:
     asked, console = parsed(argv), Console()
     if asked.list:
         for run in planned(asked):
             console.print(shlex.join(["python", "-m", "engine.main", *run.typed]), soft_wrap=True, highlight=False)
-        return
-    if asked.clipping:
-        clipping.compare(asked.folder, settings_of(asked), asked.results, console)
-        return
-    for name in asked.algorithms:
-        compare(name, asked, console)
-    rows = read_json(asked.results)
-    console.print(table(rows))
+    elif asked.clipping:
+        clipping.compare(asked.folder, asked.settings, asked.results, console)
+    else:
+        done = list(asked.algorithms) if asked.draw else []
+        try:
+            for name in () if asked.draw else asked.algorithms:
+                compare(name, asked, console)
+                done.append(name)
+        finally:
+            # Not row by row: a file of the repository that changes would make the next run's commit a dirty one.
+            rows = collect(done, asked)
+        console.print(table(rows))
 
 
-def parsed(argv: Sequence[str]) -> argparse.Namespace:
+def parsed(argv: Sequence[str]) -> Asked:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = parser.add_argument("--algorithms", type=_names, default=list(ALGORITHMS), help="rows to run, with commas")
-    names.metavar = "NAME,NAME"
+    parser.add_argument("--algorithms", type=_names, metavar="NAME,NAME", default=tuple(ALGORITHMS), help="rows to run")
     parser.add_argument("--clipping", action="store_true", help="compare bounds instead, with three seeds")
     parser.add_argument("--steps", type=int, help="default: those of the default run")
     parser.add_argument("--results", type=Path, help="default: results.json (or clipping.json) beside this file")
-    folder = REPOSITORY / "runs" / "algorithms"
-    parser.add_argument("--folder", type=Path, default=folder, help="of the runs (default: runs/algorithms)")
+    parser.add_argument("--folder", type=Path, default=RUNS, help="of the runs (default: runs/algorithms)")
     parser.add_argument("--list", action="store_true", help="print the runs' commands, and run nothing")
+    parser.add_argument("--draw", action="store_true", help="collect the rows in --folder, and run nothing")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every run")
-    asked = parser.parse_args(argv)
-    # Relative where it can be: the commands are kept, and hold elsewhere too.
-    folder = asked.folder.absolute()
-    asked.folder = folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder
-    asked.results = asked.results or HERE / ("clipping.json" if asked.clipping else "results.json")
-    return asked
+    told = parser.parse_args(argv)
+    folder = told.folder.absolute()
+    return Asked(
+        algorithms=told.algorithms,
+        settings=(*([f"run.steps={told.steps}"] if told.steps else []), *told.settings),
+        folder=folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder,
+        results=told.results or HERE / ("clipping.json" if told.clipping else "results.json"),
+        clipping=told.clipping,
+        list=told.list,
+        draw=told.draw,
+    )
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str) -> tuple[str, ...]:
     unknown = set(text.split(",")) - set(ALGORITHMS)
     if unknown:
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: the rows are {', '.join(ALGORITHMS)}")
-    return text.split(",")
+    return tuple(text.split(","))
 
 
 # ----------------------------------------------------------------------------- the runs
 
 
-def planned(asked: argparse.Namespace) -> Iterator[Run]:
+def planned(asked: Asked) -> Iterator[Run]:
     """Every run of a command, in order."""
     if asked.clipping:
-        yield from (run for _, _, run in clipping.runs(asked.folder, settings_of(asked)))
+        yield from (run for _, _, run in clipping.runs(asked.folder, asked.settings))
         return
     for name in asked.algorithms:
         yield from pair(name, asked)
 
 
-def settings_of(asked: argparse.Namespace) -> tuple[str, ...]:
-    return (*([f"run.steps={asked.steps}"] if asked.steps else []), *asked.settings)
-
-
-def pair(name: str, asked: argparse.Namespace) -> tuple[Run, Run]:
+def pair(name: str, asked: Asked) -> tuple[Run, Run]:
     """An algorithm and its control: the same class, on rewards that say nothing."""
-    typed = (f"algo={name}", *ALGORITHMS[name], MEASURED, *settings_of(asked))
+    typed = (f"algo={name}", *ALGORITHMS[name], MEASURED, *asked.settings)
     shuffled = f"algo._target_={CONTROLS}.Shuffled{type(load_config(typed).algo).__name__}"
     return (
         Run(name=name, overrides=typed, folder=asked.folder),
@@ -116,32 +137,39 @@ def pair(name: str, asked: argparse.Namespace) -> tuple[Run, Run]:
     )
 
 
-def compare(name: str, asked: argparse.Namespace, console: Console) -> None:
-    """Run an algorithm and its control, and write its row; the other rows stay as they are."""
+def compare(name: str, asked: Asked, console: Console) -> None:
+    """Run an algorithm and its control, and write its row into their folder."""
     run, control = (run.do() for run in pair(name, asked))
     row = {
         "start": run.summary["held_out_before"],
         "final": run.summary["held_out_after"],
         "control_final": control.summary["held_out_after"],
         "steps": run.summary["steps"],
-        "again": shlex.join(["python", "examples/algorithms/compare.py", "--algorithms", name, *_again(asked)]),
+        "again": shlex.join(["python", "examples/algorithms/compare.py", "--algorithms", name, *asked.settings]),
         "run": run.record(),
         "control": control.record(),
     }
-    known = read_json(asked.results) | {name: row}
-    rows = {one: known[one] for one in ALGORITHMS if one in known}
-    write_json(asked.results, rows)
-    asked.results.with_name("curves.svg").write_text(picture(rows))
-    if asked.results.parent == HERE:
-        readme = HERE / "README.md"
-        readme.write_text(with_section(readme.read_text(), markdown(rows)))
+    write_json(row_of(name, asked), row)
     console.print(
         f"{name}: {row['start']:.3f} -> {row['final']:.3f}, its control -> {row['control_final']:.3f}", highlight=False
     )
 
 
-def _again(asked: argparse.Namespace) -> list[str]:
-    return [*(["--steps", str(asked.steps)] if asked.steps else []), *asked.settings]
+def row_of(name: str, asked: Asked) -> Path:
+    return REPOSITORY / asked.folder / f"{name}.json"
+
+
+def collect(names: Sequence[str], asked: Asked) -> Results:
+    """Bring these rows of the runs' folder into the results and the picture; the others stay as they were."""
+    known = read_json(asked.results) | {name: row for name in names if (row := read_json(row_of(name, asked)))}
+    rows = {name: known[name] for name in ALGORITHMS if name in known}
+    if rows:
+        write_json(asked.results, rows)
+        asked.results.with_name("curves.svg").write_text(picture(rows))
+        readme = HERE / "README.md"
+        if asked.results.parent == HERE:
+            readme.write_text(with_section(readme.read_text(), markdown(rows)))
+    return rows
 
 
 # ----------------------------------------------------------------------------- what is shown of them
@@ -241,3 +269,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)
+    except ConfigError as mistake:
+        sys.exit(f"compare.py: {mistake}")

@@ -133,7 +133,10 @@ def test_a_stop_keeps_the_rows_that_are_done_and_a_row_is_replaced_alone(go: Cal
 
     again = read_json(go("--algorithms", "dapo", "--steps", "10", do=worse))
     assert (again["dapo"]["final"], again["remax"]) == (0.4, rows["remax"])
-    assert again["dapo"]["again"] == "python examples/algorithms/compare.py --algorithms dapo --steps 10"
+    # What was lost, by a kill or by hand, is still with the runs.
+    results.unlink()
+    assert read_json(go("--draw")) == again
+    assert again["dapo"]["again"] == "python examples/algorithms/compare.py --algorithms dapo run.steps=10"
 
 
 def test_a_row_says_what_the_runs_said(go: Callable[..., Path]) -> None:
