@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from engine.config_error import ConfigError
+from engine.own_options import check_file, is_path, own_files, shown_to_hydra
 from engine.schema import HELP_COMMAND, Leaf, as_typed, fit, leaves_of, open_class, with_whole_keys
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Composed(Generic[T]):
 
     config: T
     choices: Mapping[str, str]
-    """The option chosen in each group; a group without one is left out."""
+    """The option chosen in each group, a file of the person's own by its stem; a group without one is left out."""
     sources: Sources
 
 
@@ -117,10 +118,14 @@ def compose(argv: Sequence[str], schema: type[T], *, conf: Path, open_sections: 
     """The configuration of class `schema` that `argv` asks for."""
     options = options_in(conf)
     keys = [_checked_key(text, options) for text in argv]
+    own = own_files(argv, options)
     # Values get `++`, because YAML is sparse and Hydra would call most keys unknown; group choices stay as they are.
-    overrides = [text if key in options else f"++{text.lstrip('+')}" for key, text in zip(keys, argv, strict=True)]
-    raw, choices = _compose_yaml(conf, overrides)
-    sources = Sources(typed=dict(zip(keys, argv, strict=True)), files=_files(conf, choices))
+    texts = [(key, text) for key, text in zip(keys, argv, strict=True) if key not in own]
+    overrides = [text if key in options else f"++{text.lstrip('+')}" for key, text in texts]
+    with shown_to_hydra(own) as own_overrides:
+        raw, choices = _compose_yaml(conf, [*own_overrides, *overrides])
+    choices |= {group: path.stem for group, path in own.items()}
+    sources = Sources(typed=dict(zip(keys, argv, strict=True)), files=_files(conf, choices, own))
     try:
         config = _typed(raw, schema, open_sections)
     except ConfigError as error:
@@ -171,6 +176,9 @@ def _check_choice(override: Override, text: str, options: tuple[str, ...]) -> No
     group, choice = override.key_or_group, override.value()
     if choice in options or (choice is None and group == "experiment"):
         return
+    if is_path(choice):
+        check_file(group, Path(choice), text, options)
+        return
     near = difflib.get_close_matches(str(choice), options, n=1)
     raise ConfigError(
         f"{group} has no option {choice!r}.",
@@ -195,17 +203,18 @@ def _compose_yaml(conf: Path, overrides: list[str]) -> tuple[dict[str, Any], dic
     return raw, {group: choice for group, choice in choices.items() if "/" not in group and choice is not None}
 
 
-def _files(conf: Path, choices: Mapping[str, str]) -> tuple[ConfFile, ...]:
+def _files(conf: Path, choices: Mapping[str, str], own: Mapping[str, Path]) -> tuple[ConfFile, ...]:
     main = conf / "config.yaml"
     defaults = [entry for entry in yaml.safe_load(main.read_text())["defaults"] if isinstance(entry, Mapping)]
     groups = [group for entry in defaults for group in entry if group in choices]
     files = []
-    for path in (main, *(conf / group / f"{choices[group]}.yaml" for group in groups)):
+    shipped = {group: conf / group / f"{choices[group]}.yaml" for group in groups}
+    for group, path in {"": main, **shipped, **own}.items():
         text = path.read_text()
         content = yaml.safe_load(text) or {}
         is_global = path == main or "@package _global_" in text
-        name = path.relative_to(conf.parent).as_posix()
-        files.append(ConfFile(name=name, content=content if is_global else {path.parent.name: content}))
+        name = str(path) if group in own else path.relative_to(conf.parent).as_posix()
+        files.append(ConfFile(name=name, content=content if is_global else {group: content}))
     return tuple(files)
 
 

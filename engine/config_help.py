@@ -28,6 +28,7 @@ Without arguments, a tiny policy learns arithmetic on this machine's CPU.
 
 HOW TO TYPE
     algo=grpo                           choose an option of a group
+    algo=mine/gpg.yaml                  or write one: a file like those in conf/algo/
     train.learning_rate=1e-5            set a key; what is typed wins over every file
     train.betas=[0.9,0.95]              a list (quote it where the shell reads brackets)
     reward.arguments={tolerance:0.01}   a mapping; also reward.arguments.tolerance=0.01

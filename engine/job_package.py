@@ -17,9 +17,11 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from engine.config import REPOSITORY, Config
+from engine.compose import options_in
+from engine.config import CONF, REPOSITORY, Config
 from engine.config_error import ConfigError
 from engine.model_checks import HUB_ID, models_of
+from engine.own_options import own_files
 from rewards.load import RewardError, build_reward, read_reward
 
 PACKAGES = ("engine", "workers", "rewards", "conf")
@@ -82,6 +84,7 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     parts = [Part(files=ours, settings={"cluster.address": "auto"}), _reward(config)]
     parts += [_model(argv, key, path) for key, path in models_of(config).items()]
     parts += [_module(type(section).__module__) for section in (config.algo, config.data)]
+    parts += [_own_option(group, file) for group, file in own_files(argv, options_in(CONF)).items()]
     for key, path in _data_paths(config).items():
         parts.append(_data(key, path, room=MAX_BYTES - _size(_files_of(parts))))
     package = JobPackage(
@@ -133,6 +136,11 @@ def _model(argv: Sequence[str], key: str, path: str) -> Part:
         settings={key: str(folder)},
         notes=(f"the model is not sent: every machine of the cluster must find {folder}",),
     )
+
+
+def _own_option(group: str, file: Path) -> Part:
+    place = f"inputs/{group}/{file.name}"
+    return Part(files=(SentFile(source=file.absolute(), place=place),), settings={group: place})
 
 
 def _data_paths(config: Config) -> dict[str, str]:

@@ -14,16 +14,20 @@ import pytest
 
 from engine import submit
 from engine.config import load_config, load_config_for_cluster
+from examples.algorithms import compare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("examples/**/*.md")), *REPOSITORY.glob("tests/**/*.md")]
 COMMAND = re.compile(r"(?:^ {4}|`)(make [a-z][^`#\n]*|python [^`#\n]*)", re.MULTILINE)
+OPTIONS = re.compile(r"^\| `((?:algo|train|critic)\.[^`]*=[^`]*)` \|", re.MULTILINE)
+"""Rows of a table that begin with keys and values."""
 NEEDS_MORE = (
     "model=qwen",
     "model=smollm2",
     "experiment=smollm2",
     "smollm2_sums",
     "examples/smollm2",
+    "algorithms/compare",
     "engine.submit",
     "tests.bench",
 )
@@ -59,6 +63,7 @@ def files_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("conversations.jsonl", [{"messages": turns}] * 8),
     ):
         (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    shutil.copytree(REPOSITORY / "examples/own_algorithm", tmp_path / "examples/own_algorithm")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,10 +80,18 @@ def test_a_documented_command_is_real(document: str, command: str, files_of_a_re
     elif words[1:3] == ["-m", "engine.submit"]:
         if words[3] not in (*submit.COMMANDS, "--help"):
             load_config_for_cluster(words[3:])
+    elif words[1] == "examples/algorithms/compare.py":
+        for run in compare.planned(compare.parsed(words[2:])):
+            load_config(run.typed)
     elif words[1] == "-m":
         assert (REPOSITORY / f"{words[2].replace('.', '/')}.py").is_file()
     else:
         assert (REPOSITORY / words[1]).is_file()
+
+
+@pytest.mark.parametrize("options", OPTIONS.findall((REPOSITORY / "README.md").read_text()))
+def test_documented_options_compose(options: str, files_of_a_reader: Path) -> None:
+    load_config(["algo=ppo" if "critic" in options else "algo=grpo", *shlex.split(options)])
 
 
 @pytest.mark.slow
@@ -88,7 +101,8 @@ def test_a_documented_command_is_real(document: str, command: str, files_of_a_re
 def test_what_a_cpu_can_do_of_the_documents_runs(document: Path, files_of_a_reader: Path) -> None:
     """In the order of the page, in a copy of the repository, each run cut down to two steps."""
     for name in ("engine", "workers", "rewards", "conf", "examples"):
-        shutil.copytree(REPOSITORY / name, files_of_a_reader / name, ignore=shutil.ignore_patterns("__pycache__"))
+        no_caches = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, files_of_a_reader / name, ignore=no_caches, dirs_exist_ok=True)
     shutil.copy(REPOSITORY / "pyproject.toml", files_of_a_reader)
     for command in commands_of(document):
         if command.startswith("make ") or any(word in command for word in NEEDS_MORE):
@@ -106,3 +120,4 @@ def small_settings(command: str) -> list[str]:
 
 def test_the_documents_show_commands() -> None:
     assert len(commands()) >= 20
+    assert len(OPTIONS.findall((REPOSITORY / "README.md").read_text())) >= 10
