@@ -21,7 +21,8 @@ SMALL = (
     "run.tensorboard=false",
 )
 TWO_OF_EACH = ("train.ranks=2", "rollout.engines=2", "reward.workers=2")
-PPO = ("algo=ppo", "algo.kl_coef=0.05")
+PPO = ("algo=ppo", "algo.kl_coef=0.05", "cluster.cpus_per_worker=0.5")
+"""Nine workers, in the end."""
 SUMS = ("loss", "policy_loss", "entropy", "gradient_norm", "reward/mean", "logprob_gap_k3")
 """Metrics that ranks contribute to; float32 sums in another order."""
 OF_CRITIC = ("critic/loss", "critic/explained_variance", "critic/gradient_norm", "reward_kl", "advantage_std")

@@ -72,8 +72,8 @@ def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -
 
 @pytest.mark.parametrize(
     "stage",
-    [PPO_HF, SFT, pytest.param(GRPO_HF, marks=pytest.mark.slow), pytest.param(GRPO, marks=pytest.mark.slow)],
-    ids=["ppo-hf", "sft", "grpo-hf", "grpo-vllm"],
+    [GRPO_HF, SFT, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (PPO_HF, GRPO))],
+    ids=["grpo-hf", "sft", "ppo-hf", "grpo-vllm"],
 )
 def test_resumed_equals_never_stopped_and_another_run_is_refused(
     stage: tuple[str, ...], cluster: str, tmp_path: Path

@@ -31,7 +31,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoss:
-    """The loss per token, and what to know about it: 0, without a gradient, at masked positions."""
+    """The loss per token, 0 without a gradient at masked positions; and what to know about it, finite there."""
 
     loss_BT: Tensor
     metrics_BT: Mapping[str, Tensor]

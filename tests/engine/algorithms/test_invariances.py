@@ -112,6 +112,17 @@ def test_junk_at_masked_positions_changes_nothing(random_rows: Rows, name: str, 
         assert all(torch.equal(spoiled.tensors_BT[key], tensor_BT) for key, tensor_BT in clean.tensors_BT.items())
 
 
+@every_algorithm
+def test_the_loss_of_a_token_is_zero_where_there_is_none(random_rows: Rows, name: str) -> None:
+    """Whoever sums it without a mask is right too."""
+    rows, algorithm = random_rows.spoiled(math.nan), ALGORITHMS[name]
+    own = algorithm.token_loss(rows.policy(), rows.experience())
+    assert (own.loss_BT[~rows.mask_BT] == 0).all()
+    assert all(metric_BT.isfinite().all() for metric_BT in own.metrics_BT.values())
+    summed_BT = gradient(lambda moved: algorithm.token_loss(moved.policy(), moved.experience()).loss_BT.sum(), rows)
+    assert (summed_BT[~rows.mask_BT] == 0).all() and (summed_BT[rows.mask_BT] != 0).any()
+
+
 @every_mode
 @every_algorithm
 def test_the_order_of_rows_changes_nothing(random_rows: Rows, name: str, mode: Aggregation) -> None:
