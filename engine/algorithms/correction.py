@@ -83,7 +83,7 @@ class Correction:
         at_least_zero(self, "geometric_low")
         if not 0 <= self.floor <= 1 <= self.cap:
             raise InvalidSetting(
-                f"floor is {self.floor} and cap {self.cap}: without a mismatch a weight is 1, which must lie between "
+                f"cap is {self.cap}, with floor={self.floor}: without a mismatch a weight is 1, which must lie between "
                 "them; floor is 0 or more"
             )
         if not self.geometric_low <= 1 <= self.geometric_high:

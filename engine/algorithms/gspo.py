@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.algorithms.clipping import TokenLoss, clipped, ratio_of
+from engine.algorithms.correction import Correction, ImportanceWeight
 from engine.algorithms.grpo import GRPO
 from workers.records import Experience, TokenLogprobs
 
@@ -23,6 +24,11 @@ class Form(Enum):
     tokens of a response share their advantage, and defined where they do not."""
 
 
+def _whole_responses() -> Correction:
+    """Responses that the engine sampled from too different a policy are left out; no token is weighed by itself."""
+    return Correction(weight=ImportanceWeight.NONE, geometric_low=0.9, geometric_high=1.1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GSPO(GRPO):
     """Group Sequence Policy Optimization (2507.18071, Eq. 5): a response is kept or clipped as a whole.
@@ -34,6 +40,7 @@ class GSPO(GRPO):
     clip_low: float = 3e-4
     clip_high: float = 4e-4
     kl_coef: float = 0.0
+    correction: Correction = field(default_factory=_whole_responses)
     form: Form = Form.SEQUENCE
 
     def token_loss(self, policy: TokenLogprobs, past: Experience) -> TokenLoss:

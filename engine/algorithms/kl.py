@@ -65,4 +65,5 @@ def adapted_coefficient(
     0.100512
     """
     error = min(max(divergence / target - 1.0, -ERROR_LIMIT), ERROR_LIMIT)
-    return coefficient * (1.0 + error * responses / horizon)
+    # A batch of many times the horizon must not turn the penalty into a reward.
+    return coefficient * max(0.0, 1.0 + error * responses / horizon)

@@ -38,8 +38,8 @@ class PPO(ClippedPolicyGradient):
     """Discount of the reward per token."""
     lam: float = 0.95
     """GAE's lambda: 1 trusts the outcome alone, 0 the critic alone."""
-    critic_lam: float = 1.0
-    """The same for what the critic learns: 1 is the reward that did come (VAPO, 2504.05118, section 4.1)."""
+    critic_lam: float = 0.95
+    """The same for what the critic learns: 1 is the reward that did come (VAPO, 2504.05118)."""
     value_clip: float = 0.5
     """How far a value may move from its old one before it stops learning; 0: any distance."""
     critic_warmup_steps: int = 0

@@ -144,11 +144,11 @@ def test_a_required_setting_without_a_value_is_asked_for() -> None:
     ("typed", "words"),
     [
         ("algo.clip_low=3", "algo.clip_low is 3.0: the ratio's floor is 1 - algo.clip_low; choose from 0 to 1."),
-        ("algo.kl_target=0.1", "set algo.kl_in=reward."),
+        ("algo.kl_target=0.1", "set algo.kl_in=reward and algo.kl_coef above 0, or algo.kl_target to 0."),
         ("algo.std_ddof=2", "algo.std_ddof is 2: choose 0 or 1."),
         ("algo.shaping.clip=[1,0]", "algo.shaping.clip is (1.0, 0.0): the lower bound comes first."),
         ("algo.shaping.overlong_share=20", "algo.shaping.overlong_share is 20.0: choose from 0 to 1."),
-        ("algo.correction.cap=0.5", "algo.correction.cap is 0.5: weights are 1 without a mismatch, so it is at least"),
+        ("algo.correction.cap=0.5", "algo.correction.cap is 0.5, with algo.correction.floor=0.0: without"),
         ("algo.dynamic_sampling.draw_ahead=0.5", "algo.dynamic_sampling.draw_ahead is 0.5: "),
         ("algo.reference_refresh.share=2", "algo.reference_refresh.share is 2.0: the policy's part in the new"),
     ],

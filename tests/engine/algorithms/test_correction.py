@@ -220,10 +220,10 @@ def test_an_absurd_mismatch_gives_finite_numbers(mismatched: Rows, weight: Impor
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"cap": 0.5}, r"cap 0\.5"),
-        ({"cap": math.nan}, "cap nan"),
-        ({"floor": 1.5}, r"floor is 1\.5"),
-        ({"floor": -0.1}, r"floor is -0\.1"),
+        ({"cap": 0.5}, r"cap is 0\.5"),
+        ({"cap": math.nan}, "cap is nan"),
+        ({"floor": 1.5}, r"floor=1\.5"),
+        ({"floor": -0.1}, r"floor=-0\.1"),
         ({"geometric_low": 1.1}, r"geometric_low is 1\.1"),
         ({"geometric_high": 0.9}, r"geometric_high 0\.9"),
         ({"drift_limit": -0.1}, r"drift_limit is -0\.1"),

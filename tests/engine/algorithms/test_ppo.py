@@ -52,7 +52,7 @@ def test_whitened_advantages_are_golden(valued_rows: Rows, ddof: int, golden: li
 
 
 def test_without_discount_the_return_is_the_reward_to_go(valued_rows: Rows) -> None:
-    credit = credited(PPO(gamma=1.0, lam=1.0, kl_coef=1.0), valued_rows)
+    credit = credited(PPO(gamma=1.0, lam=1.0, critic_lam=1.0, kl_coef=1.0), valued_rows)
     assert_near(credit.advantages_BT, [[0.5, 0.6, 0, 0, 0.7, 0.8], [0.3, 0.2, 0.2, 0, 0, 0]])
     assert_near(credit.returns_BT, [[1.0, 1.0, 0, 0, 1.0, 1.0], [0.4, 0.4, 0.5, 0, 0, 0]])
 
@@ -65,7 +65,7 @@ def test_policy_and_critic_may_trust_the_outcome_differently(valued_rows: Rows) 
 
 
 def test_the_divergence_is_charged_by_the_token_with_the_coefficient_of_the_state(valued_rows: Rows) -> None:
-    algorithm = PPO(gamma=1.0, lam=1.0, kl_coef=1.0)
+    algorithm = PPO(gamma=1.0, lam=1.0, critic_lam=1.0, kl_coef=1.0)
     advantage_B, _ = judged(algorithm, valued_rows)
     np.testing.assert_array_equal(advantage_B, valued_rows.reward_B)
     state = replace(algorithm.initial_state(), kl_coef=2.0)
