@@ -8,9 +8,9 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,14 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from engine.algorithms.base import Algorithm, Outcomes
+from engine.experience import Assignment, advantages
 from rewards.score import Score
 from workers.config import Device, ModelConfig, Precision, TrainConfig
 from workers.records import Example, Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
+from workers.tally import UpdateReport
 
 if TYPE_CHECKING:
     import torch
 
+    from workers.critic_worker import CriticWorker
     from workers.meeting import MeetingPoint
+    from workers.policy_worker import PolicyWorker
     from workers.train_worker import RankInfo, TrainerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +58,22 @@ def write_policy(folder: Path, *, tied: bool) -> str:
     torch.manual_seed(11)
     AutoModelForCausalLM.from_config(Qwen2Config(**settings), dtype=torch.float32).save_pretrained(folder)
     return str(folder)
+
+
+def write_reward_model(folder: Path, policy: str) -> str:
+    """The policy's network with a head of its own that gives one number, as a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(12)
+    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def is_reward_model(folder: str) -> bool:
+    return "ForSequenceClassification" in (Path(folder) / "config.json").read_text()
 
 
 def plain_logprobs(
@@ -92,7 +113,7 @@ def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) 
             if poison:
                 logprobs[~rollout.action_mask()] = np.nan
             scored.append(ScoredRollout(rollout=rollout, judgement=Score(total=0.0, parts={"toy": 0.0})))
-        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored)))
+        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored), greedy=None))
     return tuple(groups)
 
 
@@ -113,10 +134,16 @@ def rollout_of(row: Row, groups: Sequence[Group]) -> Rollout:
 
 
 def toy_rows(draws: Sequence[int], *, siblings: int = 4, seed: int = 1) -> tuple[Row, ...]:
-    random = np.random.default_rng([seed, *draws])
-    return tuple(
-        Row(draw=draw, sample=sample, advantage=float(random.normal())) for draw in draws for sample in range(siblings)
-    )
+    """All responses to these prompts, which make one optimizer step together, with rewards by chance."""
+    random, groups = np.random.default_rng([seed, *draws]), toy_groups()
+    rows = []
+    for draw in draws:
+        tokens = sum(int(s.rollout.action_mask().sum()) for s in groups[draw].rollouts[:siblings])
+        rows += [
+            Row(draw=draw, sample=sample, reward=float(random.normal()), prompt_tokens=tokens)
+            for sample in range(siblings)
+        ]
+    return tuple(rows)
 
 
 def count(rows: Sequence[Row], groups: Sequence[Group]) -> Totals:
@@ -143,14 +170,40 @@ def reference_logprob(row: Row, position: int) -> float:
     return -3.0 - np.sin(1.0 + row.draw + 3.0 * row.sample + 7.0 * position)
 
 
-def reference_outputs(rows: Sequence[Row], groups: Sequence[Group], *, filler: float = 0.0) -> dict[str, np.ndarray]:
-    """What the made-up reference says, [B, T]; `filler` where nobody may look."""
+def critic_value(row: Row, position: int) -> float:
+    """A made-up critic."""
+    return 0.5 * np.cos(2.0 + row.draw + 5.0 * row.sample + 3.0 * position)
+
+
+def return_of(row: Row, position: int) -> float:
+    """What a made-up critic should have said."""
+    return 0.3 + np.sin(0.5 + 2.0 * row.draw + row.sample + 5.0 * position)
+
+
+def greedy_score(row: Row) -> float:
+    """Of a made-up response without chance to the row's prompt."""
+    return 0.25 * row.draw - 0.5
+
+
+def made_up(
+    of: Callable[[Row, int], float], rows: Sequence[Row], groups: Sequence[Group], *, filler: float = 0.0
+) -> np.ndarray:
+    """[B, T] what one of them says of action tokens; `filler` where nobody may look."""
     masks = [rollout_of(row, groups).action_mask() for row in rows]
     whole_BT = np.full((len(rows), max(map(len, masks))), filler, dtype=np.float32)
     for number, (row, mask) in enumerate(zip(rows, masks, strict=True)):
         for position in np.flatnonzero(mask):
-            whole_BT[number, position] = reference_logprob(row, int(position))
-    return {"reference_logprobs_BT": whole_BT}
+            whole_BT[number, position] = of(row, int(position))
+    return whole_BT
+
+
+def outcomes_of(rows: Sequence[Row], groups: Sequence[Group]) -> Outcomes:
+    return Outcomes(
+        score_B=np.array([row.reward for row in rows]),
+        greedy_B=np.array([greedy_score(row) for row in rows]),
+        length_B=np.array([int(rollout_of(row, groups).action_mask().sum()) for row in rows]),
+        group_B=np.array([row.draw for row in rows]),
+    )
 
 
 def example_of(row: Row, groups: Sequence[Group]) -> Example:
@@ -183,22 +236,92 @@ def trainer_setup(
     )
 
 
+Lesson = tuple[tuple[Row, ...], ...]
+"""One batch of rollouts: the rows of each of its updates."""
 Call = tuple[str, tuple[Any, ...]]
-"""A verb of `TrainWorker` and its arguments; or ("weights", ())."""
+"""A verb of a trainer's worker and its arguments; or ("step", (Step(...),)) or ("weights", ())."""
 
 
-def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
-    """Runs in a trainer process: a fresh TrainWorker does these calls, one after the other; what each returned."""
-    from workers.train_worker import TrainWorker
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One batch of rollouts, as all ranks are told of it together."""
 
-    worker = TrainWorker(setup, rank)
-    return [_published(worker) if verb == "weights" else getattr(worker, verb)(*args) for verb, args in calls]
+    batch: Assignment
+    algorithm: Algorithm
+    groups: tuple[Group, ...]
+    temperature: float = 0.7
+    filler: float = 0.0
+    """What other models say where nobody may look."""
+    worth: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """Advantages by (draw, sample) that replace those of the algorithm."""
+
+    def rows(self, rank: int) -> list[Row]:
+        return [row for update in self.batch.shares[rank] for row in update.rows]
 
 
-def _published(worker: Any) -> dict[str, torch.Tensor] | None:
+def step_of(
+    lesson: Lesson, algorithm: Algorithm, *, ranks: int = 1, groups: Sequence[Group] | None = None, **more: Any
+) -> Step:
+    groups = tuple(groups or toy_groups())
+    everybody = [row for rows in lesson for row in rows]
+    shares = tuple(zip(*(deal(rows, groups, ranks=ranks) for rows in lesson), strict=True))
+    places = tuple(
+        np.array([everybody.index(row) for update in share for row in update.rows], dtype=np.int64) for share in shares
+    )
+    batch = Assignment(shares=shares, groups=((),) * ranks, outcomes=outcomes_of(everybody, groups), places=places)
+    return Step(batch=batch, algorithm=algorithm, groups=groups, **more)
+
+
+def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call], role: str = "policy") -> list[Any]:
+    """Runs in a trainer process: a fresh worker does these calls, one after the other; what each returned."""
+    from workers.critic_worker import CriticWorker
+    from workers.policy_worker import PolicyWorker
+
+    worker = {"policy": PolicyWorker, "critic": CriticWorker}[role](setup, replace(rank, role=role))
+    doing = {"step": _critic_step if role == "critic" else _policy_step, "weights": _weights}
+    return [doing[verb](worker, *args) if verb in doing else getattr(worker, verb)(*args) for verb, args in calls]
+
+
+def _policy_step(worker: PolicyWorker, step: Step) -> UpdateReport:
+    """Look, credit, update; between the first two the driver's part, on every rank."""
+    rank, algorithm = worker._rank.rank, step.algorithm
+    state, rows = algorithm.initial_state(), step.rows(rank)
+    reference, critic = {}, {}
+    if algorithm.needs.reference:
+        reference = {"reference_logprobs_BT": made_up(reference_logprob, rows, step.groups, filler=step.filler)}
+    if algorithm.needs.critic:
+        critic = {"values_BT": made_up(critic_value, rows, step.groups, filler=step.filler)}
+    own = worker.look(step.batch.shares[rank], algorithm, step.temperature, reference, critic, *step.groups)
+    worth = advantages(step.batch, algorithm, state, divergence=_from_all_ranks(worker, own))[0][rank]
+    worth = np.array([step.worth.get((row.draw, row.sample), a) for row, a in zip(rows, worth, strict=True)])
+    worker.credit(worth, algorithm, state)
+    return worker.update(algorithm, state)
+
+
+def _from_all_ranks(worker: PolicyWorker, own: np.ndarray) -> list[np.ndarray]:
+    import torch.distributed
+
+    said: list[np.ndarray] = [own] * worker._rank.world_size
+    if len(said) > 1:
+        torch.distributed.all_gather_object(said, own)
+    return said
+
+
+def _critic_step(worker: CriticWorker, step: Step) -> UpdateReport:
+    rank = worker._rank.rank
+    worker.values(step.batch.shares[rank], *step.groups)
+    returns_BT = made_up(return_of, step.rows(rank), step.groups, filler=step.filler)
+    return worker.update(step.algorithm, {"returns_BT": returns_BT})
+
+
+def _weights(worker: PolicyWorker | CriticWorker) -> dict[str, torch.Tensor] | None:
+    """A policy's are taken from where rollout engines find them: on rank 0."""
+    from workers.policy_worker import PolicyWorker
     from workers.weight_sync import read_weights
 
-    manifest = worker.publish(version=1)
+    if not isinstance(worker, PolicyWorker):
+        return {name: tensor.detach().clone() for name, tensor in worker._whole_weights()}
+    manifest = worker.publish(version=0)
     return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
 
 
@@ -223,7 +346,7 @@ class TrainerProcesses:
         # All ranks are forked from one fresh process that has paid for the imports.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["deepspeed", "transformers.models.qwen2.modeling_qwen2", "workers.train_worker"]
+            ["deepspeed", "transformers.models.qwen2.modeling_qwen2", "workers.policy_worker", "workers.critic_worker"]
         )
         with pytest.MonkeyPatch.context() as patch:
             for name, value in ENVIRONMENT.items():
@@ -279,7 +402,7 @@ def _serve(line: Connection, rank: int, ranks: int, meeting: MeetingPoint, log: 
     from workers.train_worker import RankInfo
 
     torch.set_num_threads(1)
-    info = RankInfo(rank=rank, world_size=ranks, meeting=meeting)
+    info = RankInfo(role="policy", rank=rank, world_size=ranks, meeting=meeting)
     while True:
         try:
             function, args = line.recv()
@@ -292,17 +415,29 @@ def _serve(line: Connection, rank: int, ranks: int, meeting: MeetingPoint, log: 
         line.send(answer)
 
 
-def reference_and_trainer(
-    rank: RankInfo, setup: TrainerSetup, update: Update, groups: Sequence[Group], objective: Any
-) -> dict[str, Any]:
+def forward_passes(rank: RankInfo, setup: TrainerSetup, step: Step) -> tuple[int, UpdateReport]:
+    """Runs in a trainer process: how often the model was asked during a step, and the step's report."""
+    from workers.policy_worker import PolicyWorker
+
+    worker, passes = PolicyWorker(setup, rank), []
+    worker._model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    report = _policy_step(worker, step)
+    return len(passes), report
+
+
+def reference_and_trainer(rank: RankInfo, setup: TrainerSetup, step: Step) -> dict[str, Any]:
     """Runs in a trainer process: what the frozen copy and the trainer say of the same rows, and the first update."""
     from workers.batches import append_blank, collate
     from workers.frozen_worker import FrozenWorker
-    from workers.train_worker import TrainWorker
+    from workers.policy_worker import PolicyWorker
 
+    share, temperature = step.batch.shares[0], step.temperature
     frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, setup.train.tokens_per_micro_batch)
-    outputs = frozen.reference_outputs((update,), 0.7, *groups)
-    worker = TrainWorker(setup, rank)
-    policy = worker.logprobs(append_blank(collate(update.rows, groups)), temperature=0.7)[:-1].numpy()
-    report = worker.update((update,), objective, objective.initial_state(), 0.7, outputs, *groups)
+    outputs = frozen.reference_outputs(share, temperature, *step.groups)
+    worker = PolicyWorker(setup, rank)
+    policy = worker.logprobs(append_blank(collate(step.rows(0), step.groups)), temperature=temperature)[:-1].numpy()
+    state = step.algorithm.initial_state()
+    worker.look(share, step.algorithm, temperature, outputs, {}, *step.groups)
+    worker.credit(np.array([row.reward for row in step.rows(0)]), step.algorithm, state)
+    report = worker.update(step.algorithm, state)
     return {"reference": outputs["reference_logprobs_BT"], "policy": policy, "report": report}

@@ -1,9 +1,9 @@
-"""The trainer is plain PyTorch's full-batch AdamW, whatever DeepSpeed, ranks and micro-batches do in between."""
+"""The policy's trainer is plain PyTorch's full-batch AdamW, whatever DeepSpeed, ranks and micro-batches do between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tiny import Call, TrainerProcesses, count, deal, example_of, reference_outputs, rollout_of, toy_groups, toy_rows
+from plain import Plain, UpdateLoss, by_its_own_loss, grpo_by_hand, plain_policy, sft_by_hand
+from tiny import Call, Lesson, TrainerProcesses, count, deal, example_of, rollout_of, step_of, toy_groups, toy_rows
 from transformers import AutoModelForCausalLM
 
+from engine.algorithms.correction import Correction, ImportanceWeight
 from engine.algorithms.grpo import GRPO
+from engine.algorithms.rloo import RLOO
 from engine.algorithms.sft import SFT
 from workers.config import OldLogprobs, Precision, Schedule
-from workers.records import Group, Row, Totals
+from workers.records import Group, Row
 from workers.tally import UpdateReport
 from workers.train_worker import TrainerSetup
 
@@ -30,108 +33,13 @@ ZERO_STAGES = (0, 1, 2, 3)
 LESSONS = tuple((toy_rows(draws),) for draws in ((0, 1), (2, 3), (4, 5)))
 """Three batches of one update of eight rows; the first holds a response that is a tool's alone."""
 
-Lesson = tuple[tuple[Row, ...], ...]
-"""One batch: the rows of each of its updates."""
-RowLoss = Callable[[torch.Tensor, torch.Tensor, Row, Totals], torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.write_policy(tmp_path_factory.mktemp("policy"), tied=False)
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, TrainerProcesses]]:
-    """Trainers of one rank and of two: both start at once, and all tests use them."""
-    logs = tmp_path_factory.mktemp("trainers")
-    trainers = {ranks: TrainerProcesses(ranks, logs) for ranks in (1, 2)}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield trainers
-    torch.set_num_threads(threads)
-    for trainer in trainers.values():
-        trainer.close()
-
-
-# ----------------------------------------------------------------------------- the independent reference
-
-
-@dataclass(frozen=True)
-class Plain:
-    weights: dict[str, torch.Tensor]
-    losses: list[float]
-    norms: list[float]
-    nll: float
-    """Of the rows of the first update under the final weights, summed over trained tokens."""
-
-
-def plain_training(setup: TrainerSetup, lessons: Sequence[Lesson], row_loss: RowLoss, temperature: float) -> Plain:
-    """Full batches, one row at a time, no padding, no shares: nothing of Heliostat but its settings and records."""
-    groups, config, losses, norms = toy_groups(), setup.train, [], []
-    model = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, config.betas, config.eps, config.weight_decay
-    )
-
-    def logprobs(row: Row, temperature: float = temperature) -> torch.Tensor:
-        rollout = rollout_of(row, groups)
-        prompt = rollout.prompt.token_ids
-        said = tiny.plain_logprobs(model, [*prompt, *rollout.token_ids.tolist()], len(prompt), temperature)
-        return said[torch.from_numpy(rollout.action_mask())]
-
-    for lesson in lessons:
-        old = {row: logprobs(row).detach() for rows in lesson for row in rows}
-        for rows in lesson:
-            optimizer.zero_grad()
-            totals = count(rows, groups)
-            # A response without a token of its own has no mean.
-            loss = sum(row_loss(said, old[row], row, totals) for row in rows if len(said := logprobs(row)))
-            loss.backward()
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item())
-            optimizer.step()
-            losses.append(loss.item())
-    nll = -sum(logprobs(row, 1.0).sum().item() for row in lessons[0][0])
-    return Plain(weights={n: p.detach() for n, p in model.named_parameters()}, losses=losses, norms=norms, nll=nll)
-
-
-def grpo_row(kl_coef: float) -> RowLoss:
-    def row_loss(new: torch.Tensor, old: torch.Tensor, row: Row, totals: Totals) -> torch.Tensor:
-        ratio = torch.exp(new - old)
-        surrogate = torch.min(row.advantage * ratio, row.advantage * ratio.clamp(0.8, 1.2))
-        positions = np.flatnonzero(rollout_of(row, toy_groups()).action_mask())
-        reference = torch.tensor([tiny.reference_logprob(row, int(at)) for at in positions], dtype=torch.float32)
-        k3 = torch.exp(reference - new) - (reference - new) - 1
-        return (-surrogate + kl_coef * k3).mean() / totals.sequences
-
-    return row_loss
-
-
-def sft_row(new: torch.Tensor, old: torch.Tensor, row: Row, totals: Totals) -> torch.Tensor:
-    return -new.sum() / totals.tokens
-
 
 # ----------------------------------------------------------------------------- asking the trainers
 
 
-def grpo_calls(
-    lessons: Sequence[Lesson],
-    *,
-    ranks: int = 1,
-    kl_coef: float = 0.04,
-    groups: Sequence[Group] | None = None,
-    filler: float = 0.0,
-) -> list[list[Call]]:
-    """What each rank is asked to do: one `update` a lesson."""
-    groups = groups or toy_groups()
-    objective = GRPO(kl_coef=kl_coef)
-    calls: list[list[Call]] = [[] for _ in range(ranks)]
-    for lesson in lessons:
-        for rank, updates in enumerate(zip(*(deal(rows, groups, ranks=ranks) for rows in lesson), strict=True)):
-            rows = [row for update in updates for row in update.rows]
-            frozen = reference_outputs(rows, groups, filler=filler) if kl_coef else {}
-            arguments = (updates, objective, objective.initial_state(), TEMPERATURE, frozen, *groups)
-            calls[rank].append(("update", arguments))
-    return calls
+def grpo_calls(lessons: Sequence[Lesson], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any) -> list[list[Call]]:
+    """What each rank is asked to do: one step a lesson."""
+    return [[("step", (step_of(lesson, GRPO(kl_coef=kl_coef), ranks=ranks, **more),)) for lesson in lessons]] * ranks
 
 
 def sft_calls(lessons: Sequence[Lesson], *, ranks: int = 1) -> list[list[Call]]:
@@ -169,15 +77,14 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 
 TASKS = {
-    "grpo-kl": (lambda ranks: grpo_calls(LESSONS, ranks=ranks), grpo_row(0.04), TEMPERATURE),
-    "grpo": (lambda ranks: grpo_calls(LESSONS, ranks=ranks, kl_coef=0.0), grpo_row(0.0), TEMPERATURE),
-    "sft": (lambda ranks: sft_calls(LESSONS, ranks=ranks), sft_row, 1.0),
+    "grpo-kl": (lambda ranks: grpo_calls(LESSONS, ranks=ranks), grpo_by_hand(0.04), TEMPERATURE),
+    "grpo": (lambda ranks: grpo_calls(LESSONS, ranks=ranks, kl_coef=0.0), grpo_by_hand(0.0), TEMPERATURE),
+    "sft": (lambda ranks: sft_calls(LESSONS, ranks=ranks), sft_by_hand, 1.0),
 }
 QUICK = {
-    *((ranks, stage, "grpo-kl", budget) for ranks in (1, 2) for stage in (0, 1) for budget in (ALL, EACH, ODD)),
-    (1, 2, "grpo-kl", EACH), (1, 3, "grpo-kl", ODD), (2, 2, "grpo-kl", ODD), (2, 3, "grpo-kl", EACH),
-    *((ranks, stage, task, ODD) for ranks in (1, 2) for stage in (0, 1) for task in ("grpo", "sft")),
-    (1, 3, "sft", ALL),
+    (1, 0, "grpo-kl", ALL), (1, 1, "grpo-kl", EACH), (1, 2, "grpo-kl", EACH), (1, 3, "grpo-kl", ODD),
+    (2, 0, "grpo-kl", ODD), (2, 1, "grpo-kl", EACH), (2, 2, "grpo-kl", ODD), (2, 3, "grpo-kl", EACH),
+    (1, 1, "grpo", ODD), (2, 0, "sft", ODD), (1, 1, "sft", ODD), (1, 3, "sft", ALL),
 }  # fmt: skip
 EVERY = [
     pytest.param(*case, marks=() if case in QUICK else slow)
@@ -191,8 +98,8 @@ def plain_of(folder: str) -> Callable[[str], Plain]:
 
     def plain_of(task: str) -> Plain:
         if task not in done:
-            _, row_loss, temperature = TASKS[task]
-            done[task] = plain_training(tiny.trainer_setup(folder), LESSONS, row_loss, temperature)
+            _, teacher, temperature = TASKS[task]
+            done[task] = plain_policy(tiny.trainer_setup(folder), LESSONS, teacher, temperature=temperature)
         return done[task]
 
     return plain_of
@@ -220,7 +127,22 @@ def test_three_updates_are_those_of_plain_full_batch_adamw(
         assert all(report.skipped_updates == 0 for report in reports)
     nlls = [answer[4] for answer in answers]
     assert all(nll == nlls[0] for nll in nlls), "all ranks hold the same weights"
-    assert nlls[0] == (pytest.approx(expected.nll, rel=1e-6), count(LESSONS[0][0], groups).tokens)
+    assert nlls[0] == (pytest.approx(plain_nll(folder, expected), rel=1e-6), count(LESSONS[0][0], groups).tokens)
+
+
+def plain_nll(folder: str, trained: Plain) -> float:
+    """Of the rows of the first lesson under the trained weights, summed over trained tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(trained.weights)
+    return -sum(float(alone(model, row, 1.0).sum()) for row in LESSONS[0][0])
+
+
+def alone(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
+    """What the plain model says of a row's action tokens."""
+    rollout = rollout_of(row, toy_groups())
+    prompt = rollout.prompt.token_ids
+    said = tiny.plain_logprobs(model, [*prompt, *rollout.token_ids.tolist()], len(prompt), temperature)
+    return said.detach()[torch.from_numpy(rollout.action_mask())]
 
 
 def test_the_rank_with_fewer_rows_has_fewer_micro_batches_of_its_own() -> None:
@@ -236,7 +158,7 @@ def test_each_update_of_a_step_has_its_own_totals_and_the_steps_first_log_probs(
     # Updates of different sizes, and steps long enough for the second to be clipped.
     lessons = ((toy_rows((0, 1)), toy_rows((2, 3, 4, 5))), (toy_rows((1, 2, 3)), toy_rows((4, 5))))
     setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, learning_rate=3e-3)
-    expected = plain_training(setup, lessons, grpo_row(0.04), TEMPERATURE)
+    expected = plain_policy(setup, lessons, grpo_by_hand(0.04), temperature=TEMPERATURE)
     answers = run(processes[ranks], setup, grpo_calls(lessons, ranks=ranks), WEIGHTS)
     for number in range(2):
         reports = [answer[number] for answer in answers]
@@ -257,7 +179,7 @@ def test_recomputed_log_probs_start_at_ratio_one_and_teach_what_the_policys_own_
     processes: dict[int, TrainerProcesses], folder: str, ranks: int, stage: int
 ) -> None:
     weights = {}
-    for old_logprobs in OldLogprobs:
+    for old_logprobs in (OldLogprobs.AUTO, OldLogprobs.RECOMPUTE):
         setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
         answers = run(processes[ranks], setup, grpo_calls(LESSONS, ranks=ranks), WEIGHTS)
         weights[old_logprobs] = answers[0][3]
@@ -269,22 +191,100 @@ def test_recomputed_log_probs_start_at_ratio_one_and_teach_what_the_policys_own_
     assert distance(*weights.values()) < 5e-6
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_mismatch_is_that_between_the_rollout_engine_and_the_plain_model(
-    processes: dict[int, TrainerProcesses], folder: str, ranks: int
+@pytest.mark.parametrize(("ranks", "old_logprobs"), [(1, OldLogprobs.AUTO), (2, OldLogprobs.ROLLOUT)])
+def test_the_mismatch_is_that_between_the_rollout_engine_and_the_plain_model_on_the_newest_versions_tokens(
+    processes: dict[int, TrainerProcesses], folder: str, ranks: int, old_logprobs: OldLogprobs
 ) -> None:
-    groups, gaps = toy_groups(), []
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for row in LESSONS[0][0]:
+    # With the rollout engine's log-probs for the old ones, only the first of two updates can be compared.
+    lesson = LESSONS[0] if old_logprobs is OldLogprobs.AUTO else (*LESSONS[0], *LESSONS[1])
+    groups = tuple(stale(group) if group.draw == 1 else group for group in toy_groups())
+    model, gaps = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+    for row in lesson[0]:
         rollout = rollout_of(row, groups)
-        prompt = rollout.prompt.token_ids
-        said = tiny.plain_logprobs(model, [*prompt, *rollout.token_ids.tolist()], len(prompt), TEMPERATURE)
-        gaps += (said.detach().numpy() - rollout.logprobs)[rollout.action_mask()].tolist()
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD)
-    reports = [answer[0] for answer in run(processes[ranks], setup, grpo_calls(LESSONS[:1], ranks=ranks))]
+        is_new = rollout.versions()[rollout.action_mask()] == 0
+        own = rollout.logprobs[rollout.action_mask()]
+        gaps += (alone(model, row, TEMPERATURE).numpy() - own)[is_new].tolist()
+    assert 0 < len(gaps) < count(lesson[0], groups).tokens
+    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
+    calls = grpo_calls([lesson], ranks=ranks, groups=groups)
+    reports = [answer[0] for answer in run(processes[ranks], setup, calls)]
     assert summed(reports, "logprob_gap_mean") == pytest.approx(np.mean(np.abs(gaps)), rel=1e-6)
     assert summed(reports, "logprob_gap_k3") == pytest.approx(np.mean(np.exp(gaps) - gaps - 1), rel=1e-5)
     assert max(report.maxima["logprob_gap_max"] for report in reports) == pytest.approx(np.abs(gaps).max(), rel=1e-6)
+
+
+def stale(group: Group) -> Group:
+    """Of each response, the tokens up to its second span are by older weights."""
+    return replace(
+        group,
+        rollouts=tuple(
+            replace(scored, rollout=replace(scored.rollout, spans=(replace(first, version=-1), *others)))
+            for scored in group.rollouts
+            for first, *others in [scored.rollout.spans]
+        ),
+    )
+
+
+# ----------------------------------------------------------------------------- the old log-probs
+
+
+PASSES = [
+    # Nothing is asked of the policy before its only update.
+    (OldLogprobs.AUTO, 1, 1, 0.0, 0),
+    (OldLogprobs.RECOMPUTE, 1, 1, 0.0, 1),
+    (OldLogprobs.AUTO, 2, 1, 0.0, 1),
+    (OldLogprobs.AUTO, 1, 2, 0.0, 1),
+    # A charge for the divergence in the reward needs them before the update.
+    (OldLogprobs.AUTO, 1, 1, 0.05, 1),
+    (OldLogprobs.ROLLOUT, 2, 1, 0.0, 0),
+    (OldLogprobs.ROLLOUT, 1, 1, 0.05, 0),
+]
+
+
+@pytest.mark.parametrize(("old_logprobs", "updates", "epochs", "kl_coef", "more"), PASSES)
+def test_the_policy_is_asked_about_a_batch_once_more_only_where_that_is_needed(
+    processes: dict[int, TrainerProcesses], folder: str,
+    old_logprobs: OldLogprobs, updates: int, epochs: int, kl_coef: float, more: int,
+) -> None:  # fmt: skip
+    lesson = (LESSONS[0] + LESSONS[1])[:updates]
+    rows = sum(len(rows) for rows in lesson)
+    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=EACH, old_logprobs=old_logprobs, epochs_per_step=epochs)
+    step = step_of(lesson, RLOO(kl_coef=kl_coef))
+    ((passes, report),) = processes[1](tiny.forward_passes, setup, step)
+    assert passes == rows * (epochs + more)
+    assert ("ratio_deviation" in report.maxima) == bool(more)
+
+
+def test_the_rollout_engines_log_probs_for_the_old_ones_make_a_ratio_that_spans_the_mismatch(
+    processes: dict[int, TrainerProcesses], folder: str
+) -> None:
+    correction = Correction(weight=ImportanceWeight.SEQUENCE_TIS, geometric_low=0.999, geometric_high=1.001)
+    algorithm = GRPO(kl_coef=0.0, clip_low=1.0, clip_high=1e6, correction=correction)
+    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=OldLogprobs.ROLLOUT)
+    lessons = ((*LESSONS[0], *LESSONS[1]), LESSONS[2])
+    calls: list[Call] = [("step", (step_of(lesson, algorithm, ranks=2),)) for lesson in lessons]
+    answers = run(processes[2], setup, [calls] * 2, WEIGHTS)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Until the second update of the first lesson the policy is the folder's: here the first update alone.
+    (first,) = run(processes[1], setup, [[("step", (step_of(LESSONS[0], algorithm),))]])
+    ratios = [np.exp(alone(model, row, TEMPERATURE).numpy() - own_logprobs(row)) for row in LESSONS[0][0]]
+    assert first[0].contributions["ratio_mean"] == pytest.approx(np.mean(np.concatenate(ratios)), rel=1e-5)
+    for reports in ([first[0]], [answer[0] for answer in answers], [answer[1] for answer in answers]):
+        assert summed(reports, "correction_weight") == pytest.approx(1.0, rel=1e-6)
+        assert summed(reports, "correction_rejected") == summed(reports, "correction_clipped") == 0.0
+
+    def bypassed(rows: Sequence[Row], old: Any) -> UpdateLoss:
+        sampled = {row: torch.from_numpy(rollout_of(row, toy_groups()).logprobs) for row in rows}
+        return by_its_own_loss(algorithm)(rows, sampled)
+
+    expected = plain_policy(setup, lessons, bypassed, temperature=TEMPERATURE)
+    assert distance(answers[0][2], expected.weights) < 2e-5
+
+
+def own_logprobs(row: Row) -> np.ndarray:
+    """The rollout engine's, of action tokens."""
+    rollout = rollout_of(row, toy_groups())
+    return rollout.logprobs[rollout.action_mask()]
 
 
 # ----------------------------------------------------------------------------- what must not matter
@@ -306,11 +306,14 @@ def test_nan_where_the_mask_is_off_changes_no_bit(
 def test_a_response_without_a_token_of_the_policys_own_changes_no_bit(
     processes: dict[int, TrainerProcesses], folder: str, advantage: float
 ) -> None:
-    rows = [replace(row, advantage=advantage) if (row.draw, row.sample) == (0, 3) else row for row in toy_rows((0, 1))]
-    with_it, without = (tuple(rows),), (tuple(row for row in rows if (row.draw, row.sample) != (0, 3)),)
+    rows = toy_rows((0, 1))
+    with_it, without = (rows,), (tuple(row for row in rows if (row.draw, row.sample) != (0, 3)),)
     assert count(with_it[0], toy_groups()) == count(without[0], toy_groups())
+    worth = {(row.draw, row.sample): row.reward for row in rows} | {(0, 3): advantage}
     setup = tiny.trainer_setup(folder, tokens_per_micro_batch=EACH)
-    one, other = (run(processes[1], setup, grpo_calls([lesson]), WEIGHTS)[0][1] for lesson in (with_it, without))
+    one, other = (
+        run(processes[1], setup, grpo_calls([lesson], worth=worth), WEIGHTS)[0][1] for lesson in (with_it, without)
+    )
     assert same_bits(one, other)
 
 
@@ -348,16 +351,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_everywhere_and_leaves_no_t
 ) -> None:
     # The last row is the last rank's.
     rows = LESSONS[0][0]
-    broken = ((*rows[:-1], replace(rows[-1], advantage=bad)),)
+    [broken, *_] = grpo_calls(LESSONS[:1], ranks=ranks, worth={(rows[-1].draw, rows[-1].sample): bad})
     setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD)
-    calls = grpo_calls([LESSONS[0], broken, *LESSONS[1:]], ranks=ranks)
-    calls = [[first, WEIGHTS, bad_one, WEIGHTS, *good] for first, bad_one, *good in calls]
+    calls = grpo_calls(LESSONS, ranks=ranks)
+    calls = [[first, WEIGHTS, *broken, WEIGHTS, *good] for first, *good in calls]
     answers = run(processes[ranks], setup, calls, WEIGHTS)
     first = answers[0]
     assert same_bits(first[1], first[3]), "the broken update moved nothing"
     assert [[answer[n].skipped_updates for n in (0, 2, 4, 5)] for answer in answers] == [[0, 1, 0, 0]] * ranks
     # Adam's moments and its count of steps are as if the broken update had never been.
-    expected = plain_training(setup, LESSONS, grpo_row(0.04), TEMPERATURE)
+    expected = plain_policy(setup, LESSONS, grpo_by_hand(0.04), temperature=TEMPERATURE)
     assert distance(first[6], expected.weights) < 5e-6
     assert first[5].contributions["gradient_norm"] == pytest.approx(expected.norms[2], rel=3e-6)
 
@@ -404,7 +407,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(
 def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) -> None:
     trainer = TrainerProcesses(1, tmp_path)
     try:
-        with pytest.raises(RuntimeError, match="no DeepSpeed checkpoint in"):
+        with pytest.raises(RuntimeError, match="no DeepSpeed checkpoint of the policy in"):
             trainer(tiny.learn, tiny.trainer_setup(folder), [("load", (tmp_path / "nowhere",))])
     finally:
         trainer.close()
@@ -432,10 +435,8 @@ def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
 def test_the_reference_and_the_policy_start_at_a_divergence_of_exactly_zero(
     processes: dict[int, TrainerProcesses], folder: str, budget: int
 ) -> None:
-    groups = toy_groups()
-    (update,) = deal(LESSONS[0][0], groups, ranks=1)
     setup = tiny.trainer_setup(folder, tokens_per_micro_batch=budget)
-    (said,) = processes[1](tiny.reference_and_trainer, setup, update, groups, GRPO(kl_coef=0.04))
+    (said,) = processes[1](tiny.reference_and_trainer, setup, step_of(LESSONS[0], GRPO(kl_coef=0.04)))
     assert np.array_equal(said["reference"], said["policy"])
     assert said["report"].contributions["kl"] == 0.0
 
@@ -471,6 +472,6 @@ def test_a_tied_policy_learns_as_plain_pytorch_does(
     processes: dict[int, TrainerProcesses], tmp_path: Path, stage: int
 ) -> None:
     setup = tiny.trainer_setup(tiny.write_policy(tmp_path, tied=True), zero_stage=stage, tokens_per_micro_batch=ODD)
-    expected = plain_training(setup, LESSONS, grpo_row(0.04), TEMPERATURE)
+    expected = plain_policy(setup, LESSONS, grpo_by_hand(0.04), temperature=TEMPERATURE)
     weights = run(processes[1], setup, grpo_calls(LESSONS), WEIGHTS)[0][3]
     assert distance(weights, expected.weights) < 5e-6
