@@ -72,10 +72,10 @@ def plain_critic(setup: TrainerSetup, lessons: Sequence[Lesson], *, value_clip: 
         torch.nn.init.zeros_(model.score.weight)
 
     def values(row: Row) -> torch.Tensor:
-        """Of each response token: what the classifier says of all that comes before it."""
+        """Of each action token: the head on the hidden state that precedes it."""
         tokens_1S, prompt = context_of(row)
-        before = range(prompt, tokens_1S.shape[1])
-        return torch.stack([model(input_ids=tokens_1S[:, :end]).logits[0, 0] for end in before])[action_mask(row)]
+        hidden_SH = model.model(input_ids=tokens_1S).last_hidden_state[0]
+        return model.score(hidden_SH[prompt - 1 : -1])[action_mask(row), 0]
 
     def lesson_loss(rows: Sequence[Row]) -> Callable[[Sequence[Row], Totals], torch.Tensor]:
         old = {row: values(row).detach() for row in rows}

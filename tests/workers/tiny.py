@@ -272,14 +272,22 @@ def step_of(
     return Step(batch=batch, algorithm=algorithm, groups=groups, **more)
 
 
-def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call], role: str = "policy") -> list[Any]:
-    """Runs in a trainer process: a fresh worker does these calls, one after the other; what each returned."""
-    from workers.critic_worker import CriticWorker
+def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """Runs in a trainer process: a fresh PolicyWorker does these calls, one after the other; what each returned."""
     from workers.policy_worker import PolicyWorker
 
-    worker = {"policy": PolicyWorker, "critic": CriticWorker}[role](setup, replace(rank, role=role))
-    doing = {"step": _critic_step if role == "critic" else _policy_step, "weights": _weights}
-    return [doing[verb](worker, *args) if verb in doing else getattr(worker, verb)(*args) for verb, args in calls]
+    return _done(PolicyWorker(setup, rank), calls, step=_policy_step, weights=_published)
+
+
+def learn_values(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """The same with a CriticWorker."""
+    from workers.critic_worker import CriticWorker
+
+    return _done(CriticWorker(setup, replace(rank, role="critic")), calls, step=_critic_step, weights=_gathered)
+
+
+def _done(worker: Any, calls: Sequence[Call], **extra: Callable[..., Any]) -> list[Any]:
+    return [extra[verb](worker, *args) if verb in extra else getattr(worker, verb)(*args) for verb, args in calls]
 
 
 def _policy_step(worker: PolicyWorker, step: Step) -> UpdateReport:
@@ -314,15 +322,16 @@ def _critic_step(worker: CriticWorker, step: Step) -> UpdateReport:
     return worker.update(step.algorithm, {"returns_BT": returns_BT})
 
 
-def _weights(worker: PolicyWorker | CriticWorker) -> dict[str, torch.Tensor] | None:
-    """A policy's are taken from where rollout engines find them: on rank 0."""
-    from workers.policy_worker import PolicyWorker
+def _published(worker: PolicyWorker) -> dict[str, torch.Tensor] | None:
+    """From where rollout engines find them, on rank 0."""
     from workers.weight_sync import read_weights
 
-    if not isinstance(worker, PolicyWorker):
-        return {name: tensor.detach().clone() for name, tensor in worker._whole_weights()}
     manifest = worker.publish(version=0)
     return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
+
+
+def _gathered(worker: CriticWorker) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in worker._whole_weights()}
 
 
 @dataclass
