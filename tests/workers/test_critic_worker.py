@@ -12,18 +12,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from plain import Plain, action_mask, context_of, plain_critic
-from tiny import Call, Lesson, TrainerProcesses, count, made_up, step_of, toy_groups, toy_rows
+from plain_training import Plain, action_mask, context_of, distance, plain_critic, same_bits, summed
+from tiny import ALL, EACH, ODD, Call, Lesson, TrainerProcesses, count, made_up, step_of, toy_groups, toy_rows
 from transformers import AutoModelForSequenceClassification
 
 from engine.algorithms.ppo import PPO
 from workers.config import Schedule
-from workers.tally import UpdateReport
 from workers.train_worker import TrainerSetup
 
 slow = pytest.mark.slow
-ALL, EACH, ODD = 10**6, 1, 37
-"""Tokens of a micro-batch."""
 ALGORITHM = PPO(value_clip=0.05)
 """Tight enough for values to reach it."""
 LESSONS = ((toy_rows((0, 1)), toy_rows((2, 3))), (toy_rows((4, 5)),))
@@ -43,19 +40,6 @@ def steps(lessons: Sequence[Lesson], *, ranks: int = 1, **more: Any) -> list[Cal
 def run(trainer: TrainerProcesses, setup: TrainerSetup, *calls: Call) -> list[list[Any]]:
     """Each rank's answers."""
     return trainer(tiny.learn_values, setup, calls)
-
-
-def summed(reports: Sequence[UpdateReport], name: str) -> float:
-    return sum(report.contributions.get(name, 0.0) for report in reports)
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert list(one) == list(other)
-    return max((one[name] - other[name]).abs().max().item() for name in one)
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ----------------------------------------------------------------------------- values

@@ -235,7 +235,8 @@ def test_vllm_says_the_same_bit_for_bit_in_any_company(vllm_tied) -> None:
     together = ask(vllm_tied.worker, *requests)
     reversed_order = ask(vllm_tied.worker, *requests[::-1])[::-1]
     alone = [ask(vllm_tied.worker, each)[0] for each in requests]
-    for company in (reversed_order, alone):
+    beside_greedy = ask(vllm_tied.worker, *[dataclasses.replace(each, with_greedy=True) for each in requests])
+    for company in (reversed_order, alone, beside_greedy):
         for group, again in zip(together, company, strict=True):
             assert [said(rollout) for rollout in group] == [said(rollout) for rollout in again]
 

@@ -14,8 +14,8 @@ from math import inf, nan
 import pytest
 import tiny
 import torch
-from plain import Plain, by_its_own_loss, context_of, plain_policy
-from tiny import TrainerProcesses, count, made_up, outcomes_of, step_of, toy_groups, toy_rows
+from plain_training import Plain, by_its_own_loss, context_of, distance, plain_policy, summed
+from tiny import ALL, EACH, ODD, TrainerProcesses, count, made_up, outcomes_of, step_of, toy_groups, toy_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from engine.algorithms.aggregation import Aggregation
@@ -34,14 +34,11 @@ from engine.algorithms.rloo import RLOO, RatioOf
 from workers.batches import append_blank, collate, cut, pad_with_blank, select_experience
 from workers.model import TokenScorer, ValueScorer, score_tokens, score_values
 from workers.records import Credit, Experience, Loss, ModelOutputs, Row, TokenLogprobs, Totals
-from workers.tally import UpdateReport
 from workers.whitening import whitened
 
 slow = pytest.mark.slow
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
-ALL, EACH, ODD = 10**6, 1, 37
-"""Tokens of a micro-batch."""
 
 CORRECTION = Correction(weight=ImportanceWeight.SEQUENCE_TIS, floor=0.1, geometric_high=3.0, drift_limit=0.4)
 """Of the toy rollouts some are rejected for their mean, some for their drift; weights reach both bounds."""
@@ -363,14 +360,5 @@ def test_several_updates_in_two_epochs_are_those_of_full_batches(
     assert sum(report.action_tokens for report in reports) == 2 * tokens
 
 
-def summed(reports: Sequence[UpdateReport], name: str) -> float:
-    return sum(report.contributions.get(name, 0.0) for report in reports)
-
-
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert list(one) == list(other)
-    return max((one[name] - other[name]).abs().max().item() for name in one)

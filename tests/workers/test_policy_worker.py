@@ -12,8 +12,32 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from plain import Plain, UpdateLoss, by_its_own_loss, grpo_by_hand, plain_policy, sft_by_hand
-from tiny import Call, Lesson, TrainerProcesses, count, deal, example_of, rollout_of, step_of, toy_groups, toy_rows
+from plain_training import (
+    Plain,
+    UpdateLoss,
+    by_its_own_loss,
+    distance,
+    grpo_by_hand,
+    plain_policy,
+    same_bits,
+    sft_by_hand,
+    summed,
+)
+from tiny import (
+    ALL,
+    EACH,
+    ODD,
+    Call,
+    Lesson,
+    TrainerProcesses,
+    count,
+    deal,
+    example_of,
+    rollout_of,
+    step_of,
+    toy_groups,
+    toy_rows,
+)
 from transformers import AutoModelForCausalLM
 
 from engine.algorithms.correction import Correction, ImportanceWeight
@@ -22,13 +46,10 @@ from engine.algorithms.rloo import RLOO
 from engine.algorithms.sft import SFT
 from workers.config import OldLogprobs, Precision, Schedule
 from workers.records import Group, Row
-from workers.tally import UpdateReport
 from workers.train_worker import TrainerSetup
 
 TEMPERATURE = 0.7
 slow = pytest.mark.slow
-ALL, EACH, ODD = 10**6, 1, 37
-"""Tokens of a micro-batch: everything at once, one row at a time, and in between."""
 ZERO_STAGES = (0, 1, 2, 3)
 LESSONS = tuple((toy_rows(draws),) for draws in ((0, 1), (2, 3), (4, 5)))
 """Three batches of one update of eight rows; the first holds a response that is a tool's alone."""
@@ -58,19 +79,6 @@ def run(trainer: TrainerProcesses, setup: TrainerSetup, calls: list[list[Call]],
 
 
 WEIGHTS: Call = ("weights", ())
-
-
-def summed(reports: Sequence[UpdateReport], name: str) -> float:
-    return sum(report.contributions.get(name, 0.0) for report in reports)
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert list(one) == list(other)
-    return max((one[name].float() - other[name].float()).abs().max().item() for name in one)
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ----------------------------------------------------------------------------- learning

@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BLANK = ROOT / "examples" / "nano" / "blank"
 VOCABULARY = 104
 HORIZON = 12
+ALL, EACH, ODD = 10**6, 1, 37
+"""Tokens of a micro-batch: everything at once, one row at a time, and in between."""
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Of the trainer processes."""
 

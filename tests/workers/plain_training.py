@@ -1,6 +1,6 @@
 """The independent reference: full batches through plain transformers, one row at a time, and PyTorch's own AdamW.
 
-Nothing here knows of micro-batches, padding of prompts, ranks or DeepSpeed.
+Nothing here knows of micro-batches, ranks or DeepSpeed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from engine.algorithms.base import Algorithm
 from workers.batches import collate
 from workers.records import Experience, ModelOutputs, Row, TokenLogprobs, Totals
+from workers.tally import UpdateReport
 from workers.train_worker import TrainerSetup
 
 Said = Mapping[Row, torch.Tensor]
@@ -116,6 +117,24 @@ def _adamw(
             optimizer.step()
             losses.append(loss.item())
     return Plain(weights={n: p.detach() for n, p in model.named_parameters()}, losses=losses, norms=norms)
+
+
+# ----------------------------------------------------------------------------- comparing
+
+
+def summed(reports: Sequence[UpdateReport], name: str) -> float:
+    """A step's figure, from what all ranks report."""
+    return sum(report.contributions.get(name, 0.0) for report in reports)
+
+
+def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of weights."""
+    assert list(one) == list(other)
+    return max((one[name].float() - other[name].float()).abs().max().item() for name in one)
+
+
+def same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ----------------------------------------------------------------------------- what is learned
