@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import tiny
 import torch
-from tiny import TrainerProcesses
+from trainers import TrainerProcesses
 
 
 @pytest.fixture(scope="session")

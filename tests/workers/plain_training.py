@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tiny
 import torch
-from tiny import Lesson, count, made_up, outcomes_of, rollout_of, toy_groups
+from tiny import count, made_up, outcomes_of, rollout_of, toy_groups
+from trainers import Lesson
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from engine.algorithms.base import Algorithm
@@ -43,6 +44,14 @@ def context_of(row: Row) -> tuple[torch.Tensor, int]:
     rollout = rollout_of(row, toy_groups())
     prompt = rollout.prompt.token_ids
     return torch.tensor([[*prompt, *rollout.token_ids.tolist()]]), len(prompt)
+
+
+def alone(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
+    """What the plain model says of a row's action tokens."""
+    rollout = rollout_of(row, toy_groups())
+    prompt = rollout.prompt.token_ids
+    said = tiny.plain_logprobs(model, [*prompt, *rollout.token_ids.tolist()], len(prompt), temperature)
+    return said.detach()[torch.from_numpy(rollout.action_mask())]
 
 
 def plain_policy(setup: TrainerSetup, lessons: Sequence[Lesson], teacher: Teacher, *, temperature: float) -> Plain:

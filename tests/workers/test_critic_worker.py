@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from plain_training import Plain, action_mask, context_of, distance, plain_critic, same_bits, summed
-from tiny import ALL, EACH, ODD, Call, Lesson, TrainerProcesses, count, made_up, step_of, toy_groups, toy_rows
+from tiny import ALL, EACH, ODD, count, made_up, toy_groups, toy_rows
+from trainers import Call, Lesson, TrainerProcesses, learn_values, step_of, trainer_setup
 from transformers import AutoModelForSequenceClassification
 
 from engine.algorithms.ppo import PPO
@@ -39,7 +40,7 @@ def steps(lessons: Sequence[Lesson], *, ranks: int = 1, **more: Any) -> list[Cal
 
 def run(trainer: TrainerProcesses, setup: TrainerSetup, *calls: Call) -> list[list[Any]]:
     """Each rank's answers."""
-    return trainer(tiny.learn_values, setup, calls)
+    return trainer(learn_values, setup, calls)
 
 
 # ----------------------------------------------------------------------------- values
@@ -50,9 +51,9 @@ def test_a_value_is_what_the_plain_classifier_says_of_all_that_comes_before_the_
     processes: dict[int, TrainerProcesses], reward_model: str, ranks: int, stage: int, budget: int
 ) -> None:
     step = step_of(LESSONS[0], ALGORITHM, ranks=ranks)
-    setup = tiny.trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
+    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
     calls = [[("values", (share, *reversed(step.groups)))] for share in step.batch.shares]
-    answers = processes[ranks](tiny.learn_values, setup, by_rank=calls)
+    answers = processes[ranks](learn_values, setup, by_rank=calls)
     classifier = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32)
     for rank, (said,) in enumerate(answers):
         values_BT = said["values_BT"]
@@ -71,9 +72,9 @@ def test_on_a_language_model_the_critic_expects_nothing_at_first(
     processes: dict[int, TrainerProcesses], folder: str, ranks: int, stage: int
 ) -> None:
     step = step_of(LESSONS[0], ALGORITHM, ranks=ranks)
-    setup = tiny.trainer_setup(folder, zero_stage=stage)
+    setup = trainer_setup(folder, zero_stage=stage)
     calls = [[("values", (share, *step.groups)), WEIGHTS] for share in step.batch.shares]
-    for said, weights in processes[ranks](tiny.learn_values, setup, by_rank=calls):
+    for said, weights in processes[ranks](learn_values, setup, by_rank=calls):
         assert not said["values_BT"].any()
         assert weights["score.weight"].shape == (1, 32) and not weights["score.weight"].any()
         assert weights["model.norm.weight"].any(), "the body is the language model's"
@@ -83,7 +84,7 @@ def test_on_a_language_model_the_critic_expects_nothing_at_first(
 def test_a_reward_model_brings_its_head_along(
     processes: dict[int, TrainerProcesses], reward_model: str, stage: int
 ) -> None:
-    ((weights,),) = run(processes[1], tiny.trainer_setup(reward_model, zero_stage=stage), WEIGHTS)
+    ((weights,),) = run(processes[1], trainer_setup(reward_model, zero_stage=stage), WEIGHTS)
     saved = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32)
     assert weights["score.weight"].abs().max() > 0.1
     assert same_bits(weights, dict(saved.named_parameters()))
@@ -100,14 +101,14 @@ EVERY = [
 
 @pytest.fixture(scope="module")
 def expected(reward_model: str) -> Plain:
-    return plain_critic(tiny.trainer_setup(reward_model), LESSONS, value_clip=ALGORITHM.value_clip)
+    return plain_critic(trainer_setup(reward_model), LESSONS, value_clip=ALGORITHM.value_clip)
 
 
 @pytest.mark.parametrize(("ranks", "stage", "budget"), EVERY)
 def test_three_updates_are_those_of_plain_full_batch_adamw(
     processes: dict[int, TrainerProcesses], reward_model: str, expected: Plain, ranks: int, stage: int, budget: int
 ) -> None:
-    setup = tiny.trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
+    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
     answers = run(processes[ranks], setup, *steps(LESSONS, ranks=ranks), WEIGHTS)
     weights = answers[0][2]
     assert all(same_bits(answer[2], weights) for answer in answers), "all ranks hold the same weights"
@@ -127,7 +128,7 @@ def test_three_updates_are_those_of_plain_full_batch_adamw(
 def test_a_critic_that_starts_at_zero_learns_in_two_epochs_as_plain_pytorch_does(
     processes: dict[int, TrainerProcesses], folder: str
 ) -> None:
-    setup = tiny.trainer_setup(folder, zero_stage=1, tokens_per_micro_batch=ODD, epochs_per_step=2)
+    setup = trainer_setup(folder, zero_stage=1, tokens_per_micro_batch=ODD, epochs_per_step=2)
     plain = plain_critic(setup, LESSONS[:1], value_clip=ALGORITHM.value_clip)
     report, weights = run(processes[2], setup, *steps(LESSONS[:1], ranks=2), WEIGHTS)[0]
     assert len(plain.losses) == 4
@@ -139,7 +140,7 @@ def test_a_critic_that_starts_at_zero_learns_in_two_epochs_as_plain_pytorch_does
 
 
 def test_nan_where_the_mask_is_off_changes_no_bit(processes: dict[int, TrainerProcesses], reward_model: str) -> None:
-    setup = tiny.trainer_setup(reward_model, tokens_per_micro_batch=ODD)
+    setup = trainer_setup(reward_model, tokens_per_micro_batch=ODD)
     clean = run(processes[1], setup, *steps(LESSONS), WEIGHTS)[0]
     poisoned_steps = steps(LESSONS, groups=toy_groups(poison=True), filler=nan)
     poisoned = run(processes[1], setup, *poisoned_steps, WEIGHTS)[0]
@@ -156,7 +157,7 @@ def test_a_return_that_is_not_finite_skips_the_update_and_leaves_no_trace(
     broken_BT[-1, 0] = np.inf
     assert action_mask(step.rows(0)[-1])[0]
     broken: list[Call] = [("values", (share, *step.groups)), ("update", (ALGORITHM, {"returns_BT": broken_BT}))]
-    setup = tiny.trainer_setup(reward_model, zero_stage=1)
+    setup = trainer_setup(reward_model, zero_stage=1)
     before, _, report, after = run(processes[1], setup, WEIGHTS, *broken, WEIGHTS)[0]
     assert report.skipped_updates == 1 and same_bits(before, after)
 
@@ -165,7 +166,7 @@ def test_a_return_that_is_not_finite_skips_the_update_and_leaves_no_trace(
 def test_a_resumed_critic_goes_on_bit_for_bit(
     processes: dict[int, TrainerProcesses], reward_model: str, tmp_path: Path, ranks: int, stage: int
 ) -> None:
-    setup = tiny.trainer_setup(
+    setup = trainer_setup(
         reward_model, zero_stage=stage, tokens_per_micro_batch=ODD, total_updates=6, schedule=Schedule.LINEAR
     )
     first, second = steps(LESSONS, ranks=ranks)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import inf, isfinite, nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +12,7 @@ import tiny
 import torch
 from plain_training import (
     Plain,
-    UpdateLoss,
-    by_its_own_loss,
+    alone,
     distance,
     grpo_by_hand,
     plain_policy,
@@ -23,30 +20,24 @@ from plain_training import (
     sft_by_hand,
     summed,
 )
-from tiny import (
-    ALL,
-    EACH,
-    ODD,
+from tiny import ALL, EACH, ODD, count, deal, example_of, toy_groups, toy_rows
+from trainers import (
+    WEIGHTS,
     Call,
     Lesson,
     TrainerProcesses,
-    count,
-    deal,
-    example_of,
-    rollout_of,
+    grpo_calls,
+    learn,
+    reference_and_trainer,
+    run,
     step_of,
-    toy_groups,
-    toy_rows,
+    trainer_setup,
 )
 from transformers import AutoModelForCausalLM
 
-from engine.algorithms.correction import Correction, ImportanceWeight
 from engine.algorithms.grpo import GRPO
-from engine.algorithms.rloo import RLOO
 from engine.algorithms.sft import SFT
 from workers.config import OldLogprobs, Precision, Schedule
-from workers.records import Group, Row
-from workers.train_worker import TrainerSetup
 
 TEMPERATURE = 0.7
 slow = pytest.mark.slow
@@ -58,11 +49,6 @@ LESSONS = tuple((toy_rows(draws),) for draws in ((0, 1), (2, 3), (4, 5)))
 # ----------------------------------------------------------------------------- asking the trainers
 
 
-def grpo_calls(lessons: Sequence[Lesson], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any) -> list[list[Call]]:
-    """What each rank is asked to do: one step a lesson."""
-    return [[("step", (step_of(lesson, GRPO(kl_coef=kl_coef), ranks=ranks, **more),)) for lesson in lessons]] * ranks
-
-
 def sft_calls(lessons: Sequence[Lesson], *, ranks: int = 1) -> list[list[Call]]:
     groups = toy_groups()
     calls: list[list[Call]] = [[] for _ in range(ranks)]
@@ -71,14 +57,6 @@ def sft_calls(lessons: Sequence[Lesson], *, ranks: int = 1) -> list[list[Call]]:
             examples = tuple(example_of(row, groups) for row in update.rows)
             calls[rank].append(("fit", (examples, update.totals, SFT())))
     return calls
-
-
-def run(trainer: TrainerProcesses, setup: TrainerSetup, calls: list[list[Call]], *more: Call) -> list[list[Any]]:
-    """Each rank's answers; `more` is asked of every rank in the end."""
-    return trainer(tiny.learn, setup, by_rank=[[*of_rank, *more] for of_rank in calls])
-
-
-WEIGHTS: Call = ("weights", ())
 
 
 # ----------------------------------------------------------------------------- learning
@@ -107,7 +85,7 @@ def plain_of(folder: str) -> Callable[[str], Plain]:
     def plain_of(task: str) -> Plain:
         if task not in done:
             _, teacher, temperature = TASKS[task]
-            done[task] = plain_policy(tiny.trainer_setup(folder), LESSONS, teacher, temperature=temperature)
+            done[task] = plain_policy(trainer_setup(folder), LESSONS, teacher, temperature=temperature)
         return done[task]
 
     return plain_of
@@ -119,7 +97,7 @@ def test_three_updates_are_those_of_plain_full_batch_adamw(
     ranks: int, stage: int, task: str, budget: int,
 ) -> None:  # fmt: skip
     expected, groups = plain_of(task), toy_groups()
-    setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget)
+    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget)
     examples = tuple(example_of(row, groups) for row in LESSONS[0][0])
     answers = run(processes[ranks], setup, TASKS[task][0](ranks), WEIGHTS, ("evaluate", (examples,)))
     weights = answers[0][3]
@@ -145,14 +123,6 @@ def plain_nll(folder: str, trained: Plain) -> float:
     return -sum(float(alone(model, row, 1.0).sum()) for row in LESSONS[0][0])
 
 
-def alone(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
-    """What the plain model says of a row's action tokens."""
-    rollout = rollout_of(row, toy_groups())
-    prompt = rollout.prompt.token_ids
-    said = tiny.plain_logprobs(model, [*prompt, *rollout.token_ids.tolist()], len(prompt), temperature)
-    return said.detach()[torch.from_numpy(rollout.action_mask())]
-
-
 def test_the_rank_with_fewer_rows_has_fewer_micro_batches_of_its_own() -> None:
     """The uneven deal is what makes the two-rank cases above pass blank rows."""
     first, second = (len(update.rows) for update in deal(LESSONS[0][0], toy_groups(), ranks=2))
@@ -165,7 +135,7 @@ def test_each_update_of_a_step_has_its_own_totals_and_the_steps_first_log_probs(
 ) -> None:
     # Updates of different sizes, and steps long enough for the second to be clipped.
     lessons = ((toy_rows((0, 1)), toy_rows((2, 3, 4, 5))), (toy_rows((1, 2, 3)), toy_rows((4, 5))))
-    setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, learning_rate=3e-3)
+    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, learning_rate=3e-3)
     expected = plain_policy(setup, lessons, grpo_by_hand(0.04), temperature=TEMPERATURE)
     answers = run(processes[ranks], setup, grpo_calls(lessons, ranks=ranks), WEIGHTS)
     for number in range(2):
@@ -180,121 +150,6 @@ def test_each_update_of_a_step_has_its_own_totals_and_the_steps_first_log_probs(
     assert distance(answers[0][2], expected.weights) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage"), [(1, 1), (2, 0), pytest.param(1, 3, marks=slow), pytest.param(2, 3, marks=slow)]
-)
-def test_recomputed_log_probs_start_at_ratio_one_and_teach_what_the_policys_own_teach(
-    processes: dict[int, TrainerProcesses], folder: str, ranks: int, stage: int
-) -> None:
-    weights = {}
-    for old_logprobs in (OldLogprobs.AUTO, OldLogprobs.RECOMPUTE):
-        setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
-        answers = run(processes[ranks], setup, grpo_calls(LESSONS, ranks=ranks), WEIGHTS)
-        weights[old_logprobs] = answers[0][3]
-        deviations = [report.maxima.get("ratio_deviation") for answer in answers for report in answer[:3]]
-        if old_logprobs is OldLogprobs.RECOMPUTE:
-            assert max(deviations) <= 1e-6
-        else:
-            assert set(deviations) == {None}, "nothing was recomputed, so there is nothing to check"
-    assert distance(*weights.values()) < 5e-6
-
-
-@pytest.mark.parametrize(("ranks", "old_logprobs"), [(1, OldLogprobs.AUTO), (2, OldLogprobs.ROLLOUT)])
-def test_the_mismatch_is_that_between_the_rollout_engine_and_the_plain_model_on_the_newest_versions_tokens(
-    processes: dict[int, TrainerProcesses], folder: str, ranks: int, old_logprobs: OldLogprobs
-) -> None:
-    # With the rollout engine's log-probs for the old ones, only the first of two updates can be compared.
-    lesson = LESSONS[0] if old_logprobs is OldLogprobs.AUTO else (*LESSONS[0], *LESSONS[1])
-    groups = tuple(stale(group) if group.draw == 1 else group for group in toy_groups())
-    model, gaps = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
-    for row in lesson[0]:
-        rollout = rollout_of(row, groups)
-        is_new = rollout.versions()[rollout.action_mask()] == 0
-        own = rollout.logprobs[rollout.action_mask()]
-        gaps += (alone(model, row, TEMPERATURE).numpy() - own)[is_new].tolist()
-    assert 0 < len(gaps) < count(lesson[0], groups).tokens
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
-    calls = grpo_calls([lesson], ranks=ranks, groups=groups)
-    reports = [answer[0] for answer in run(processes[ranks], setup, calls)]
-    assert summed(reports, "logprob_gap_mean") == pytest.approx(np.mean(np.abs(gaps)), rel=1e-6)
-    assert summed(reports, "logprob_gap_k3") == pytest.approx(np.mean(np.exp(gaps) - gaps - 1), rel=1e-5)
-    assert max(report.maxima["logprob_gap_max"] for report in reports) == pytest.approx(np.abs(gaps).max(), rel=1e-6)
-
-
-def stale(group: Group) -> Group:
-    """Of each response, the tokens up to its second span are by older weights."""
-    return replace(
-        group,
-        rollouts=tuple(
-            replace(scored, rollout=replace(scored.rollout, spans=(replace(first, version=-1), *others)))
-            for scored in group.rollouts
-            for first, *others in [scored.rollout.spans]
-        ),
-    )
-
-
-# ----------------------------------------------------------------------------- the old log-probs
-
-
-PASSES = [
-    # Nothing is asked of the policy before its only update.
-    (OldLogprobs.AUTO, 1, 1, 0.0, 0),
-    (OldLogprobs.RECOMPUTE, 1, 1, 0.0, 1),
-    (OldLogprobs.AUTO, 2, 1, 0.0, 1),
-    (OldLogprobs.AUTO, 1, 2, 0.0, 1),
-    # A charge for the divergence in the reward needs them before the update.
-    (OldLogprobs.AUTO, 1, 1, 0.05, 1),
-    (OldLogprobs.ROLLOUT, 2, 1, 0.0, 0),
-    (OldLogprobs.ROLLOUT, 1, 1, 0.05, 0),
-]
-
-
-@pytest.mark.parametrize(("old_logprobs", "updates", "epochs", "kl_coef", "more"), PASSES)
-def test_the_policy_is_asked_about_a_batch_once_more_only_where_that_is_needed(
-    processes: dict[int, TrainerProcesses], folder: str,
-    old_logprobs: OldLogprobs, updates: int, epochs: int, kl_coef: float, more: int,
-) -> None:  # fmt: skip
-    lesson = (LESSONS[0] + LESSONS[1])[:updates]
-    rows = sum(len(rows) for rows in lesson)
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=EACH, old_logprobs=old_logprobs, epochs_per_step=epochs)
-    step = step_of(lesson, RLOO(kl_coef=kl_coef))
-    ((passes, report),) = processes[1](tiny.forward_passes, setup, step)
-    assert passes == rows * (epochs + more)
-    assert ("ratio_deviation" in report.maxima) == bool(more)
-
-
-def test_the_rollout_engines_log_probs_for_the_old_ones_make_a_ratio_that_spans_the_mismatch(
-    processes: dict[int, TrainerProcesses], folder: str
-) -> None:
-    correction = Correction(weight=ImportanceWeight.SEQUENCE_TIS, geometric_low=0.999, geometric_high=1.001)
-    algorithm = GRPO(kl_coef=0.0, clip_low=1.0, clip_high=1e6, correction=correction)
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=OldLogprobs.ROLLOUT)
-    lessons = ((*LESSONS[0], *LESSONS[1]), LESSONS[2])
-    calls: list[Call] = [("step", (step_of(lesson, algorithm, ranks=2),)) for lesson in lessons]
-    answers = run(processes[2], setup, [calls] * 2, WEIGHTS)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # Until the second update of the first lesson the policy is the folder's: here the first update alone.
-    (first,) = run(processes[1], setup, [[("step", (step_of(LESSONS[0], algorithm),))]])
-    ratios = [np.exp(alone(model, row, TEMPERATURE).numpy() - own_logprobs(row)) for row in LESSONS[0][0]]
-    assert first[0].contributions["ratio_mean"] == pytest.approx(np.mean(np.concatenate(ratios)), rel=1e-5)
-    for reports in ([first[0]], [answer[0] for answer in answers], [answer[1] for answer in answers]):
-        assert summed(reports, "correction_weight") == pytest.approx(1.0, rel=1e-6)
-        assert summed(reports, "correction_rejected") == summed(reports, "correction_clipped") == 0.0
-
-    def bypassed(rows: Sequence[Row], old: Any) -> UpdateLoss:
-        sampled = {row: torch.from_numpy(rollout_of(row, toy_groups()).logprobs) for row in rows}
-        return by_its_own_loss(algorithm)(rows, sampled)
-
-    expected = plain_policy(setup, lessons, bypassed, temperature=TEMPERATURE)
-    assert distance(answers[0][2], expected.weights) < 2e-5
-
-
-def own_logprobs(row: Row) -> np.ndarray:
-    """The rollout engine's, of action tokens."""
-    rollout = rollout_of(row, toy_groups())
-    return rollout.logprobs[rollout.action_mask()]
-
-
 # ----------------------------------------------------------------------------- what must not matter
 
 
@@ -302,7 +157,7 @@ def own_logprobs(row: Row) -> np.ndarray:
 def test_nan_where_the_mask_is_off_changes_no_bit(
     processes: dict[int, TrainerProcesses], folder: str, old_logprobs: OldLogprobs
 ) -> None:
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
+    setup = trainer_setup(folder, tokens_per_micro_batch=ODD, old_logprobs=old_logprobs)
     clean = run(processes[1], setup, grpo_calls(LESSONS), WEIGHTS)[0]
     poisoned_calls = grpo_calls(LESSONS, groups=toy_groups(poison=True), filler=nan)
     poisoned = run(processes[1], setup, poisoned_calls, WEIGHTS)[0]
@@ -318,7 +173,7 @@ def test_a_response_without_a_token_of_the_policys_own_changes_no_bit(
     with_it, without = (rows,), (tuple(row for row in rows if (row.draw, row.sample) != (0, 3)),)
     assert count(with_it[0], toy_groups()) == count(without[0], toy_groups())
     worth = {(row.draw, row.sample): row.reward for row in rows} | {(0, 3): advantage}
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=EACH)
+    setup = trainer_setup(folder, tokens_per_micro_batch=EACH)
     one, other = (
         run(processes[1], setup, grpo_calls([lesson], worth=worth), WEIGHTS)[0][1] for lesson in (with_it, without)
     )
@@ -329,7 +184,7 @@ def test_a_step_of_such_responses_alone_trains_nothing_and_is_finite(
     processes: dict[int, TrainerProcesses], folder: str
 ) -> None:
     rows = tuple(row for row in toy_rows((0,)) if row.sample == 3)
-    setup = tiny.trainer_setup(folder, weight_decay=0.0)
+    setup = trainer_setup(folder, weight_decay=0.0)
     calls = grpo_calls([(rows,)])
     before, report, after = run(processes[1], setup, [[WEIGHTS, *calls[0]]], WEIGHTS)[0]
     assert (report.action_tokens, report.skipped_updates, report.maxima) == (0, 0, {})
@@ -340,7 +195,7 @@ def test_a_step_of_such_responses_alone_trains_nothing_and_is_finite(
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_order_of_rows_does_not_matter(processes: dict[int, TrainerProcesses], folder: str, ranks: int) -> None:
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=ODD)
+    setup = trainer_setup(folder, tokens_per_micro_batch=ODD)
     backwards = tuple((rows[::-1],) for (rows,) in LESSONS)
     one = run(processes[ranks], setup, grpo_calls(LESSONS, ranks=ranks), WEIGHTS)[0][3]
     other = run(processes[ranks], setup, grpo_calls(backwards, ranks=ranks), WEIGHTS)[0][3]
@@ -360,7 +215,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_everywhere_and_leaves_no_t
     # The last row is the last rank's.
     rows = LESSONS[0][0]
     [broken, *_] = grpo_calls(LESSONS[:1], ranks=ranks, worth={(rows[-1].draw, rows[-1].sample): bad})
-    setup = tiny.trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD)
+    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD)
     calls = grpo_calls(LESSONS, ranks=ranks)
     calls = [[first, WEIGHTS, *broken, WEIGHTS, *good] for first, *good in calls]
     answers = run(processes[ranks], setup, calls, WEIGHTS)
@@ -377,7 +232,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_everywhere_and_leaves_no_t
 
 
 def test_the_schedule_reaches_the_optimizer(processes: dict[int, TrainerProcesses], folder: str) -> None:
-    setup = tiny.trainer_setup(folder, warmup_updates=2, schedule=Schedule.LINEAR, total_updates=4)
+    setup = trainer_setup(folder, warmup_updates=2, schedule=Schedule.LINEAR, total_updates=4)
     lessons = (LESSONS[0], LESSONS[1])
     *reports, weights = run(processes[1], setup, grpo_calls(lessons), WEIGHTS)[0]
     assert [report.contributions["learning_rate"] for report in reports] == [5e-4, 1e-3]
@@ -397,7 +252,7 @@ RESUMED = [
 def test_a_resumed_trainer_goes_on_bit_for_bit(
     processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path, ranks: int, stage: int
 ) -> None:
-    setup = tiny.trainer_setup(
+    setup = trainer_setup(
         folder, zero_stage=stage, tokens_per_micro_batch=ODD, total_updates=4,
         warmup_updates=2, schedule=Schedule.LINEAR, final_learning_rate_share=0.1,
     )  # fmt: skip
@@ -416,7 +271,7 @@ def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) 
     trainer = TrainerProcesses(1, tmp_path)
     try:
         with pytest.raises(RuntimeError, match="no DeepSpeed checkpoint of the policy in"):
-            trainer(tiny.learn, tiny.trainer_setup(folder), [("load", (tmp_path / "nowhere",))])
+            trainer(learn, trainer_setup(folder), [("load", (tmp_path / "nowhere",))])
     finally:
         trainer.close()
 
@@ -428,7 +283,7 @@ def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) 
 def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
     processes: dict[int, TrainerProcesses], folder: str, stage: int
 ) -> None:
-    setup = tiny.trainer_setup(
+    setup = trainer_setup(
         folder, precision=Precision.BFLOAT16, zero_stage=stage, learning_rate=1e-2, max_grad_norm=1.0,
         tokens_per_micro_batch=ODD,
     )  # fmt: skip
@@ -443,8 +298,8 @@ def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
 def test_the_reference_and_the_policy_start_at_a_divergence_of_exactly_zero(
     processes: dict[int, TrainerProcesses], folder: str, budget: int
 ) -> None:
-    setup = tiny.trainer_setup(folder, tokens_per_micro_batch=budget)
-    (said,) = processes[1](tiny.reference_and_trainer, setup, step_of(LESSONS[0], GRPO(kl_coef=0.04)))
+    setup = trainer_setup(folder, tokens_per_micro_batch=budget)
+    (said,) = processes[1](reference_and_trainer, setup, step_of(LESSONS[0], GRPO(kl_coef=0.04)))
     assert np.array_equal(said["reference"], said["policy"])
     assert said["report"].contributions["kl"] == 0.0
 
@@ -456,7 +311,7 @@ def test_an_exported_folder_is_the_trained_policy_bit_for_bit(
     processes: dict[int, TrainerProcesses], tmp_path: Path, tied: bool, ranks: int, stage: int
 ) -> None:
     start = tiny.write_policy(tmp_path / "start", tied=tied)
-    setup = tiny.trainer_setup(start, zero_stage=stage)
+    setup = trainer_setup(start, zero_stage=stage)
     calls = grpo_calls(LESSONS[:1], ranks=ranks)
     answers = run(processes[ranks], setup, calls, WEIGHTS, ("export", (tmp_path / "end",)))
     published = answers[0][1]
@@ -479,7 +334,7 @@ def test_an_exported_folder_is_the_trained_policy_bit_for_bit(
 def test_a_tied_policy_learns_as_plain_pytorch_does(
     processes: dict[int, TrainerProcesses], tmp_path: Path, stage: int
 ) -> None:
-    setup = tiny.trainer_setup(tiny.write_policy(tmp_path, tied=True), zero_stage=stage, tokens_per_micro_batch=ODD)
+    setup = trainer_setup(tiny.write_policy(tmp_path, tied=True), zero_stage=stage, tokens_per_micro_batch=ODD)
     expected = plain_policy(setup, LESSONS, grpo_by_hand(0.04), temperature=TEMPERATURE)
     weights = run(processes[1], setup, grpo_calls(LESSONS), WEIGHTS)[0][3]
     assert distance(weights, expected.weights) < 5e-6
