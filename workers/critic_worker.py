@@ -31,7 +31,7 @@ class CriticWorker(TrainWorker):
     """The model that is trained to know what is to come."""
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
-        return load_value_model(setup.model)
+        return load_value_model(setup.model, seed=setup.seed)
 
     def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
         return ValueScorer(model)
@@ -51,10 +51,7 @@ class CriticWorker(TrainWorker):
             outputs=ModelOutputs(tensors={"values_BT": looked.values_BT}),
             credit=Credit(advantages_BT=torch.zeros_like(returns_BT), returns_BT=returns_BT),
         )
-        tally = Tally(
-            num_updates=len(looked.updates) * epochs,
-            num_tokens=sum(update.totals.tokens for update in looked.updates),
-        )
+        tally = Tally(num_updates=len(looked.updates) * epochs)
         for _ in range(epochs):
             next_row = 0
             for update in looked.updates:

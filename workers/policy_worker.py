@@ -138,10 +138,7 @@ class PolicyWorker(TrainWorker):
     def update(self, objective: PolicyObjective, state: AlgorithmState) -> UpdateReport:
         """Learn from the credited rows: one optimizer step for each of their updates, in each epoch."""
         looked, experience, epochs = self._looked, self._experience, self._train.epochs_per_step
-        tally = Tally(
-            num_updates=len(looked.updates) * epochs,
-            num_tokens=sum(update.totals.tokens for update in looked.updates),
-        )
+        tally = Tally(num_updates=len(looked.updates) * epochs, num_compared=self._num_compared())
         for epoch in range(epochs):
             next_row = 0
             for number, (update, totals) in enumerate(zip(looked.updates, self._totals, strict=True)):
@@ -172,6 +169,15 @@ class PolicyWorker(TrainWorker):
                 self._optimizer_step(looked.batch, rows, micro_loss, tally=tally)
         return tally.report()
 
+    def _num_compared(self) -> int:
+        """Action tokens, on all ranks, whose log-probs are compared with the rollout engine's: see `_compare`."""
+        batch, updates = self._looked.batch, self._looked.updates
+        if self._train.old_logprobs is OldLogprobs.ROLLOUT:
+            updates = updates[:1]
+        rows = sum(len(update.rows) for update in updates)
+        fresh_BT = batch.mask_BT[:rows] & (batch.version_BT[:rows] == self._version)
+        return int(self._all_reduce(fresh_BT.sum()))
+
     def _compare(
         self,
         policy: TokenLogprobs,
@@ -194,7 +200,7 @@ class PolicyWorker(TrainWorker):
     def fit(self, examples: tuple[Example, ...], totals: Totals, objective: OfflineObjective) -> UpdateReport:
         """One optimizer step of an offline stage on this rank's examples; `totals` count all ranks'."""
         batch = self._on_device(collate_examples(examples))
-        tally = Tally(num_updates=1, num_tokens=totals.tokens)
+        tally = Tally(num_updates=1)
 
         def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:
             policy = score_tokens(self._engine, micro_batch, temperature=1.0, device=self._device)

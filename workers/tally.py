@@ -28,10 +28,10 @@ class UpdateReport:
 class Tally:
     """Adds up one batch's figures on one rank."""
 
-    def __init__(self, *, num_updates: int, num_tokens: int) -> None:
-        """`num_tokens`: action tokens of the whole batch, all ranks and updates."""
-        # A batch without a single action token has figures of 0, not 0/0.
-        self._num_updates, self._num_tokens = num_updates, max(num_tokens, 1)
+    def __init__(self, *, num_updates: int, num_compared: int = 0) -> None:
+        """`num_compared`: action tokens that `add_mismatch` will be shown, on all ranks."""
+        # A batch without a single one of them has figures of 0, not 0/0.
+        self._num_updates, self._num_compared = num_updates, max(num_compared, 1)
         self._contributions: defaultdict[str, float] = defaultdict(float)
         self._maxima: defaultdict[str, float] = defaultdict(float)
         self._action_tokens = 0
@@ -53,8 +53,8 @@ class Tally:
         """
         fresh_BT = batch.mask_BT & (batch.version_BT == version)
         gap_N = (trainer_BT.detach() - batch.rollout_logprobs_BT)[fresh_BT].double()
-        self._contributions["logprob_gap_mean"] += float(gap_N.abs().sum()) / self._num_tokens
-        self._contributions["logprob_gap_k3"] += float((gap_N.exp() - gap_N - 1.0).sum()) / self._num_tokens
+        self._contributions["logprob_gap_mean"] += float(gap_N.abs().sum()) / self._num_compared
+        self._contributions["logprob_gap_k3"] += float((gap_N.exp() - gap_N - 1.0).sum()) / self._num_compared
         if len(gap_N):
             self._maximum("logprob_gap_max", float(gap_N.abs().max()))
 

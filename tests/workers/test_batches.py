@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +21,7 @@ from workers.batches import (
     select,
     select_experience,
 )
-from workers.records import Credit, Example, Experience, ModelOutputs, Row
+from workers.records import Credit, Example, Experience, Group, ModelOutputs, Row, ScoredRollout
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
@@ -53,11 +56,11 @@ def test_no_rows_make_no_micro_batch() -> None:
 
 
 def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
-    groups = toy_groups()
+    groups = in_versions(toy_groups())
     rows = (
-        Row(draw=4, sample=2, advantage=2.0),
-        Row(draw=0, sample=1, advantage=-1.0),
-        Row(draw=4, sample=0, advantage=0.5),
+        Row(draw=4, sample=2, reward=2.0, prompt_tokens=19),
+        Row(draw=0, sample=1, reward=-1.0, prompt_tokens=8),
+        Row(draw=4, sample=0, reward=0.5, prompt_tokens=19),
     )
     batch = collate(rows, reversed(groups))
     for number, row in enumerate(rows):
@@ -67,22 +70,42 @@ def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
         assert batch.token_ids_BT[number, :length].tolist() == rollout.token_ids.tolist()
         assert batch.mask_BT[number, :length].tolist() == rollout.action_mask().tolist()
         assert batch.rollout_logprobs_BT[number, :length].tolist() == rollout.logprobs.tolist()
+        assert batch.version_BT[number, :length].tolist() == rollout.versions().tolist()
+        assert not batch.version_BT[number, length:].any()
         assert not batch.mask_BT[number, length:].any()
         assert not batch.rollout_logprobs_BT[number, length:].any()
-    assert batch.advantage_B.tolist() == [2.0, -1.0, 0.5]
+    assert batch.reward_B.tolist() == [2.0, -1.0, 0.5]
+    assert batch.prompt_tokens_B.tolist() == [19, 8, 19]
+
+
+def in_versions(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The same groups, each span sampled by other weights."""
+
+    def respanned(scored: ScoredRollout) -> ScoredRollout:
+        spans = tuple(replace(span, version=5 + number) for number, span in enumerate(scored.rollout.spans))
+        return replace(scored, rollout=replace(scored.rollout, spans=spans))
+
+    return tuple(replace(group, rollouts=tuple(map(respanned, group.rollouts))) for group in groups)
+
+
+def test_every_token_is_of_the_weights_that_sampled_it() -> None:
+    groups = in_versions(toy_groups())
+    row = Row(draw=1, sample=1, reward=0.0, prompt_tokens=1)
+    length = len(rollout_of(row, groups).token_ids)
+    assert collate([row], groups).version_BT.tolist() == [[5, 6, 6, *[7] * (length - 3)]]
 
 
 def test_a_tools_tokens_are_read_but_not_trained_on() -> None:
     groups = toy_groups()
-    batch = collate([Row(draw=1, sample=1, advantage=0.0)], groups)
-    length = len(rollout_of(Row(draw=1, sample=1, advantage=0.0), groups).token_ids)
+    row = Row(draw=1, sample=1, reward=0.0, prompt_tokens=1)
+    batch, length = collate([row], groups), len(rollout_of(row, groups).token_ids)
     assert batch.mask_BT[0].tolist() == [True, False, False, *[True] * (length - 3)]
     assert len(batch.context[0]) == batch.prompt_lengths[0] + length
 
 
 def test_a_row_without_its_group_is_an_error() -> None:
     with pytest.raises(KeyError):
-        collate([Row(draw=5, sample=0, advantage=0.0)], toy_groups(num_groups=2))
+        collate([Row(draw=5, sample=0, reward=0.0, prompt_tokens=1)], toy_groups(num_groups=2))
 
 
 def test_an_examples_mask_starts_at_its_first_trained_token() -> None:
@@ -94,6 +117,7 @@ def test_an_examples_mask_starts_at_its_first_trained_token() -> None:
     assert batch.token_ids_BT.tolist() == [[6, 7, 8], [11, 0, 0]]
     assert batch.mask_BT.tolist() == [[True, False, True], [True, False, False]]
     assert [tokens.tolist() for tokens in batch.context] == [[5, 6, 7, 8], [9, 10, 11]]
+    assert batch.prompt_tokens_B.tolist() == [2, 1], "each is a prompt of its own"
 
 
 def test_examples_and_rollouts_of_the_same_tokens_are_the_same_batch() -> None:
@@ -110,7 +134,9 @@ def test_the_blank_row_trains_nothing_and_changes_no_other() -> None:
     padded = append_blank(batch)
     assert len(padded) == len(batch) + 1
     assert not padded.mask_BT[-1].any()
-    assert padded.advantage_B[-1] == 0
+    assert padded.reward_B[-1] == padded.prompt_tokens_B[-1] == 0
+    assert torch.equal(padded.reward_B[:-1], batch.reward_B)
+    assert torch.equal(padded.version_BT[:-1], batch.version_BT)
     assert padded.context[-1].shape == (2,)
     assert torch.equal(padded.mask_BT[:-1], batch.mask_BT)
     assert torch.equal(padded.rollout_logprobs_BT[:-1], batch.rollout_logprobs_BT)
@@ -138,7 +164,7 @@ def test_an_experience_is_selected_row_by_row_in_all_its_parts() -> None:
     past = Experience(
         batch=batch,
         outputs=ModelOutputs(tensors={"old_logprobs_BT": marks_BT, "reference_logprobs_BT": -marks_BT}),
-        credit=Credit(advantages_BT=marks_BT * 2),
+        credit=Credit(advantages_BT=marks_BT * 2, returns_BT=marks_BT * 3),
     )
     chosen = (6, 0, 8)
     part = select_experience(past, chosen)
@@ -147,6 +173,9 @@ def test_an_experience_is_selected_row_by_row_in_all_its_parts() -> None:
     assert torch.equal(part.outputs.old_logprobs_BT, marks_BT[list(chosen), :width])
     assert torch.equal(part.outputs.reference_logprobs_BT, -marks_BT[list(chosen), :width])
     assert torch.equal(part.credit.advantages_BT, 2 * marks_BT[list(chosen), :width])
+    assert torch.equal(part.credit.returns_BT, 3 * marks_BT[list(chosen), :width])
+    assert torch.equal(part.batch.reward_B, batch.reward_B[list(chosen)])
+    assert torch.equal(part.batch.prompt_tokens_B, batch.prompt_tokens_B[list(chosen)])
 
 
 def test_the_blank_row_of_a_tensor_is_zero() -> None:

@@ -69,7 +69,9 @@ def prompt(length: int, *, number: int = 0) -> Prompt:
 
 def request(length: int = 9, *, draw: int = 0, samples: int = 4, seed: int = 5, sampling: Sampling = SAMPLED):
     question = prompt(length, number=draw)
-    return GroupRequest(prompt=question, draw=draw, num_samples=samples, seed=seed, sampling=sampling)
+    return GroupRequest(
+        prompt=question, draw=draw, num_samples=samples, seed=seed, sampling=sampling, with_greedy=False
+    )
 
 
 def mixed_requests() -> list[GroupRequest]:
@@ -84,8 +86,8 @@ def mixed_requests() -> list[GroupRequest]:
 
 
 def ask(worker: RolloutWorker, *requests: GroupRequest) -> list[tuple[Rollout, ...]]:
-    """All asked for before the first is waited for."""
-    return [future.result(60) for future in [worker.generate(each) for each in requests]]
+    """The siblings of each group, all asked for before the first is waited for."""
+    return [future.result(60).rollouts for future in [worker.generate(each) for each in requests]]
 
 
 def plain(folder: Path) -> PreTrainedModel:
@@ -162,6 +164,24 @@ def test_greedy_takes_the_likeliest_token_whatever_the_seed(served) -> None:
         tokens.append(token)
 
 
+def test_a_greedy_response_beside_the_siblings_is_the_answer_without_chance_and_changes_none_of_them(served) -> None:
+    asked = [request(9, draw=0, sampling=SHARP), request(LONG, draw=1, samples=2)]
+    # Whole groups before and after: a prompt that is in vLLM's cache is computed otherwise.
+    ask(served.worker, *asked)
+    without = ask(served.worker, *asked)
+    futures = [served.worker.generate(dataclasses.replace(each, with_greedy=True)) for each in asked]
+    groups = [future.result(60) for future in futures]
+    for each, alone, group in zip(asked, without, groups, strict=True):
+        [[expected]] = ask(served.worker, dataclasses.replace(each, num_samples=1, sampling=GREEDY))
+        greedy = group.greedy
+        assert greedy.token_ids.tolist() == expected.token_ids.tolist() and greedy.stop is expected.stop
+        assert greedy.text == expected.text and greedy.prompt is each.prompt and greedy.draw == each.draw
+        np.testing.assert_allclose(greedy.logprobs, expected.logprobs, atol=TOLERANCE, rtol=0)
+        for rollout, twin in zip(group.rollouts, alone, strict=True):
+            assert rollout.token_ids.tolist() == twin.token_ids.tolist()
+            np.testing.assert_allclose(rollout.logprobs, twin.logprobs, atol=TOLERANCE, rtol=0)
+
+
 def test_sampled_tokens_follow_the_distribution_that_their_logprobs_describe(served) -> None:
     first_token = Sampling(temperature=0.7, max_tokens=1)
     [group] = ask(served.worker, request(samples=1000, sampling=first_token))
@@ -215,7 +235,8 @@ def test_vllm_says_the_same_bit_for_bit_in_any_company(vllm_tied) -> None:
     together = ask(vllm_tied.worker, *requests)
     reversed_order = ask(vllm_tied.worker, *requests[::-1])[::-1]
     alone = [ask(vllm_tied.worker, each)[0] for each in requests]
-    for company in (reversed_order, alone):
+    beside_greedy = ask(vllm_tied.worker, *[dataclasses.replace(each, with_greedy=True) for each in requests])
+    for company in (reversed_order, alone, beside_greedy):
         for group, again in zip(together, company, strict=True):
             assert [said(rollout) for rollout in group] == [said(rollout) for rollout in again]
 

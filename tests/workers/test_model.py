@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +29,8 @@ def plain(folder: str) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def scorer(folder: str) -> Iterator[TokenScorer]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield TokenScorer(load_language_model(ModelConfig(path=folder), seed=0))
-    torch.set_num_threads(threads)
+def scorer(folder: str) -> TokenScorer:
+    return TokenScorer(load_language_model(ModelConfig(path=folder), seed=0))
 
 
 def ragged_batch() -> Batch:
@@ -48,7 +44,9 @@ def one_row(prompt: list[int], response: list[int]) -> Batch:
         token_ids_BT=torch.tensor([response]),
         mask_BT=torch.ones(1, len(response), dtype=torch.bool),
         rollout_logprobs_BT=torch.zeros(1, len(response)),
-        advantage_B=torch.zeros(1),
+        version_BT=torch.zeros(1, len(response), dtype=torch.long),
+        reward_B=torch.zeros(1),
+        prompt_tokens_B=torch.tensor([len(response)]),
     )
 
 
@@ -110,10 +108,28 @@ def test_entropy_is_that_of_the_whole_distribution(
         assert not found[row, len(brute) :].any()
 
 
-def test_entropy_carries_no_gradient_and_log_probs_do(scorer: TokenScorer) -> None:
+def test_entropy_carries_no_gradient_unless_asked_and_log_probs_do(scorer: TokenScorer) -> None:
     said = score(scorer, ragged_batch())
     assert not said.entropy_BT.requires_grad
     assert said.logprobs_BT.requires_grad
+    asked = score_tokens(scorer, ragged_batch(), temperature=1.0, device=CPU, entropy_gradient=True)
+    assert asked.entropy_BT.requires_grad and torch.equal(asked.entropy_BT, said.entropy_BT)
+    with torch.no_grad():
+        unable = score_tokens(scorer, ragged_batch(), temperature=1.0, device=CPU, entropy_gradient=True)
+    assert not unable.entropy_BT.requires_grad
+
+
+def test_the_entropys_gradient_is_that_of_the_plain_model(folder: str) -> None:
+    batch = ragged_batch()
+    plain, own = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for _ in range(2))
+    said = score_tokens(TokenScorer(own), batch, temperature=0.7, device=CPU, entropy_gradient=True)
+    said.entropy_BT.sum().backward()
+    for tokens, prompt_length in zip(batch.context, batch.prompt_lengths, strict=True):
+        logprobs_TV = (plain(input_ids=tokens[None]).logits[0, prompt_length - 1 : -1] / 0.7).log_softmax(-1)
+        (-logprobs_TV.exp() * logprobs_TV).sum().backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in own.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-11, rtol=1e-9)
 
 
 def test_the_gradient_is_that_of_the_plain_model(scorer: TokenScorer, plain: torch.nn.Module) -> None:

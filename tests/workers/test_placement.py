@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from runs import run_main
 
-from workers.config import ClusterConfig, Device, ModelConfig, RewardConfig, RolloutConfig, TeamConfig, TrainConfig
+from workers.config import (
+    ClusterConfig,
+    CriticConfig,
+    Device,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    TeamConfig,
+    TrainConfig,
+)
 from workers.places import places_for
 
 
@@ -18,11 +27,14 @@ def team(**changes: object) -> TeamConfig:
         "rollout": RolloutConfig(engines=3),
         "reward": RewardConfig(),
         "cluster": ClusterConfig(),
+        "critic": CriticConfig(),
         "seed": 0,
-        "total_updates": 1,
+        "policy_updates": 1,
+        "critic_updates": 1,
         "log_folder": "logs",
         "rollout_workers": True,
         "reference": True,
+        "has_critic": False,
     }
     return TeamConfig(**(settings | changes))
 
@@ -34,6 +46,13 @@ def test_everybody_has_a_place_and_offline_nobody_generates() -> None:
         *("reward 0", "reference 0"),
     ]
     assert [place.role for place in places_for(team(rollout_workers=False, reference=False))] == ["policy", "policy"]
+
+
+def test_a_critic_has_as_many_ranks_as_the_policy() -> None:
+    roles = [place.role for place in places_for(team(has_critic=True))]
+    assert roles.count("critic") == roles.count("policy") == 2
+    on_gpu = team(has_critic=True, cluster=ClusterConfig(device=Device.CUDA))
+    assert all(place.gpus == 1.0 for place in places_for(on_gpu) if place.role == "critic")
 
 
 def test_only_models_ask_for_gpus_and_fractions_mean_taking_turns() -> None:

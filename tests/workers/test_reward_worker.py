@@ -11,8 +11,13 @@ import pytest
 
 from rewards.load import RewardError, RewardSource, read_reward
 from rewards.score import Failure, FailureKind, Score
-from workers.records import Message, Prompt, Rollout, Span, Stop
+from workers.records import GeneratedGroup, GreedyOutcome, Message, Prompt, Rollout, Span, Stop
 from workers.reward_worker import RewardWorker
+
+
+def generated(*texts: str, greedy: str | None = None, row: Mapping[str, object] | None = None) -> GeneratedGroup:
+    siblings = rollouts(*texts, *(() if greedy is None else (greedy,)), row=row)
+    return GeneratedGroup(rollouts=siblings[: len(texts)], greedy=None if greedy is None else siblings[-1])
 
 
 def rollouts(*texts: str, draw: int = 7, row: Mapping[str, object] | None = None) -> tuple[Rollout, ...]:
@@ -41,10 +46,11 @@ def written(folder: Path, text: str) -> RewardSource:
 
 def test_a_group_is_scored_and_summed_up() -> None:
     with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)) as worker:
-        siblings = rollouts("46", "45", "46 ")
-        group, summary = worker.score(siblings)
-    assert group.draw == summary.draw == 7 and group.prompt is siblings[0].prompt
-    assert [scored.rollout for scored in group.rollouts] == list(siblings)
+        made = generated("46", "45", "46 ")
+        group, summary = worker.score(made)
+    assert group.draw == summary.draw == 7 and group.prompt is made.rollouts[0].prompt
+    assert [scored.rollout for scored in group.rollouts] == list(made.rollouts)
+    assert group.greedy is None and summary.greedy is None
     assert group.rollouts[0].judgement == Score(total=1.0, parts={"exact": 1.0})
     np.testing.assert_array_equal(summary.score_G, [1.0, 0.0, 1.0])
     assert summary.failures == () and summary.parts == {"exact": pytest.approx(2 / 3)}
@@ -53,7 +59,7 @@ def test_a_group_is_scored_and_summed_up() -> None:
 def test_a_hung_sibling_is_left_out_of_the_summary_and_is_no_zero(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    while response == 'hang': pass\n    return 1\n")
     with contextlib.closing(RewardWorker(source, {}, 0.3)) as worker:
-        group, summary = worker.score(rollouts("46", "hang", "45"))
+        group, summary = worker.score(generated("46", "hang", "45"))
     np.testing.assert_array_equal(summary.score_G, [1.0, np.nan, 1.0])
     assert summary.parts == {"f": 1.0}
     (failure,) = summary.failures
@@ -61,28 +67,56 @@ def test_a_hung_sibling_is_left_out_of_the_summary_and_is_no_zero(tmp_path: Path
     assert group.rollouts[1].judgement == failure
 
 
+def test_the_greedy_response_is_judged_beside_the_siblings_and_is_none_of_them() -> None:
+    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)) as worker:
+        made = generated("45", "44", greedy="46")
+        group, summary = worker.score(made)
+    assert group.greedy is not None and group.greedy.rollout is made.greedy
+    assert summary.greedy == GreedyOutcome(score=1.0, action_tokens=2, truncated=False)
+    np.testing.assert_array_equal(summary.score_G, [0.0, 0.0])
+    assert summary.parts == {"exact": 0.0} and summary.length_G.tolist() == [2, 2]
+    assert summary.failures == ()
+
+
+def test_a_greedy_response_that_cannot_be_judged_is_counted_and_has_no_score(tmp_path: Path) -> None:
+    source = written(tmp_path, "def f(response, answer):\n    if response == 'bad': raise ValueError\n    return 1\n")
+    with contextlib.closing(RewardWorker(source, {}, 5.0)) as worker:
+        _, summary = worker.score(generated("46", "45", greedy="bad"))
+    np.testing.assert_array_equal(summary.score_G, [1.0, 1.0])
+    assert summary.greedy is not None and np.isnan(summary.greedy.score)
+    (failure,) = summary.failures
+    assert isinstance(failure, Failure)
+
+
+def test_a_greedy_response_of_another_draw_is_none_of_the_groups() -> None:
+    [stray] = rollouts("46", draw=8)
+    worker = RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)
+    with contextlib.closing(worker), pytest.raises(ValueError, match=r"not of draws \[7, 8\]"):
+        worker.score(GeneratedGroup(rollouts=rollouts("46"), greedy=stray))
+
+
 def test_the_reward_gets_the_row_and_the_arguments(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(*, response, answer, a, scale):\n    return scale * a * (response == answer)\n")
     with contextlib.closing(RewardWorker(source, {"scale": 0.5}, 5.0)) as worker:
-        _, summary = worker.score(rollouts("46", "45", row={"a": 12, "b": 34}))
+        _, summary = worker.score(generated("46", "45", row={"a": 12, "b": 34}))
     np.testing.assert_array_equal(summary.score_G, [6.0, 0.0])
 
 
 def test_an_argument_that_is_also_a_column_is_an_error() -> None:
     with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {"a": 1.0}, 5.0)) as worker:
-        assert worker.score(rollouts("46", row={"b": 34}))[1].score_G.tolist() == [1.0]
+        assert worker.score(generated("46", row={"b": 34}))[1].score_G.tolist() == [1.0]
         with pytest.raises(RewardError, match="both have a"):
-            worker.score(rollouts("46", row={"a": 12}))
+            worker.score(generated("46", row={"a": 12}))
 
 
 def test_rollouts_of_two_draws_are_no_group() -> None:
     worker = RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)
     with contextlib.closing(worker), pytest.raises(ValueError, match=r"not of draws \[7, 8\]"):
-        worker.score(rollouts("46") + rollouts("46", draw=8))
+        worker.score(GeneratedGroup(rollouts=rollouts("46") + rollouts("46", draw=8), greedy=None))
 
 
 def test_the_file_is_not_needed_where_the_worker_is(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    return 0.25\n")
     Path(source.file).unlink()
     with contextlib.closing(RewardWorker(source, {}, 5.0)) as worker:
-        assert worker.score(rollouts("46"))[1].score_G.tolist() == [0.25]
+        assert worker.score(generated("46"))[1].score_G.tolist() == [0.25]

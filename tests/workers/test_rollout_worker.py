@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from workers.records import Completion, GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest
+from workers.records import Completion, GeneratedGroup, GroupRequest, Prompt, Sampling, Span, Stop, WeightManifest
 from workers.rollout_worker import CompletionRequest, RolloutWorker
 
 PATIENCE_S = 5.0
@@ -90,10 +90,19 @@ def worker(engine: FakeEngine) -> Iterator[RolloutWorker]:
         yield worker
 
 
-def request(draw: int = 0, *, samples: int = 5, max_tokens: int = 7, tokens: tuple[int, ...] = (5,)) -> GroupRequest:
+def request(
+    draw: int = 0,
+    *,
+    samples: int = 5,
+    max_tokens: int = 7,
+    tokens: tuple[int, ...] = (5,),
+    with_greedy: bool = False,
+) -> GroupRequest:
     prompt = Prompt(id=f"prompt-{draw}", messages=(), token_ids=tokens, answer="", row={})
     sampling = Sampling(temperature=1.0, max_tokens=max_tokens)
-    return GroupRequest(prompt=prompt, draw=draw, num_samples=samples, seed=3, sampling=sampling)
+    return GroupRequest(
+        prompt=prompt, draw=draw, num_samples=samples, seed=3, sampling=sampling, with_greedy=with_greedy
+    )
 
 
 @contextlib.contextmanager
@@ -105,22 +114,49 @@ def during_a_step(engine: FakeEngine) -> Iterator[None]:
     engine.gate.set()
 
 
-def is_the_answer_to(asked: GroupRequest, group: tuple[Rollout, ...]) -> bool:
+def is_the_answer_to(asked: GroupRequest, group: GeneratedGroup) -> bool:
     seeds = [asked.sample_seed(sample) % 1000 for sample in range(asked.num_samples)]
     return (
-        [rollout.sample for rollout in group] == list(range(asked.num_samples))
-        and [int(rollout.token_ids[0]) for rollout in group] == seeds
-        and [rollout.text for rollout in group] == [f"seed {seed}" for seed in seeds]
-        and all(rollout.draw == asked.draw and rollout.prompt is asked.prompt for rollout in group)
+        [rollout.sample for rollout in group.rollouts] == list(range(asked.num_samples))
+        and [int(rollout.token_ids[0]) for rollout in group.rollouts] == seeds
+        and [rollout.text for rollout in group.rollouts] == [f"seed {seed}" for seed in seeds]
+        and all(rollout.draw == asked.draw and rollout.prompt is asked.prompt for rollout in group.rollouts)
+        and (group.greedy is not None) == asked.with_greedy
     )
 
 
 def test_a_group_comes_back_in_sample_order_though_samples_end_out_of_order(worker: RolloutWorker) -> None:
     asked = request()
     group = worker.generate(asked).result(PATIENCE_S)
-    ends = [len(rollout.token_ids) for rollout in group]
+    ends = [len(rollout.token_ids) for rollout in group.rollouts]
     assert ends != sorted(ends)
     assert is_the_answer_to(asked, group)
+
+
+def test_the_greedy_response_comes_beside_the_siblings_which_are_the_same_with_and_without_it(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    seen: list[CompletionRequest] = []
+    add = engine.add
+    engine.add = lambda one: (seen.append(one), add(one))
+    without = worker.generate(request()).result(PATIENCE_S)
+    siblings_alone = [(one.seed, one.sampling) for one in seen]
+    seen.clear()
+    asked = request(with_greedy=True)
+    group = worker.generate(asked).result(PATIENCE_S)
+    assert is_the_answer_to(asked, group)
+    assert [(one.seed, one.sampling) for one in seen[:-1]] == siblings_alone
+    assert seen[-1].sampling == Sampling(temperature=0.0, max_tokens=7)
+    assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in without.rollouts]
+    assert group.greedy.draw == asked.draw and group.greedy.prompt is asked.prompt
+
+
+def test_a_group_waits_for_its_greedy_response_too(engine: FakeEngine, worker: RolloutWorker) -> None:
+    asked = request(samples=1, max_tokens=50, with_greedy=True)
+    ends = [1 + asked.sample_seed(sample) % 50 for sample in (0, 1)]
+    assert ends[0] < ends[1], "the greedy one ends last"
+    group = worker.generate(asked).result(PATIENCE_S)
+    assert [len(group.rollouts[0].token_ids), len(group.greedy.token_ids)] == ends
 
 
 def test_a_group_waits_for_its_last_sibling_and_not_for_other_groups(engine: FakeEngine, worker: RolloutWorker) -> None:
@@ -147,7 +183,7 @@ def test_commands_run_between_steps_and_the_running_requests_go_on(engine: FakeE
         commands: list[Future] = [worker.sleep(), worker.wake(), worker.load_weights(MANIFEST)]
         assert not any(command.done() for command in commands)
     assert [command.result(PATIENCE_S) for command in commands] == [None, None, "receipt"]
-    assert generating.result(PATIENCE_S)[0].spans[0].version == 4
+    assert generating.result(PATIENCE_S).rollouts[0].spans[0].version == 4
     at = engine.log.index("sleep")
     assert engine.log[at - 1 : at + 4] == ["step", "sleep", "wake", "load", "step"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from workers.tally import Tally
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 OLD = torch.tensor([[-1.0, -2.0, -9.0], [-0.5, -9.0, -9.0]])
 ROLLOUT = torch.tensor([[-1.5, -1.75, math.nan], [-0.5, math.nan, math.inf]])
+VERSION = [[7, 7, 0], [7, 0, 0]]
 GAPS = [0.5, -0.25, 0.0]
 
 
@@ -23,42 +25,61 @@ def experience(rollout: torch.Tensor = ROLLOUT, mask: torch.Tensor = MASK) -> Ex
         token_ids_BT=torch.zeros(mask.shape, dtype=torch.long),
         mask_BT=mask,
         rollout_logprobs_BT=rollout,
-        advantage_B=torch.zeros(len(mask)),
+        version_BT=torch.tensor(VERSION)[: len(mask)],
+        reward_B=torch.zeros(len(mask)),
+        prompt_tokens_B=mask.sum(dim=-1),
     )
     outputs = ModelOutputs(tensors={"old_logprobs_BT": OLD})
-    return Experience(batch=batch, outputs=outputs, credit=Credit(advantages_BT=torch.zeros(mask.shape)))
+    credit = Credit(advantages_BT=torch.zeros(mask.shape), returns_BT=torch.zeros(mask.shape))
+    return Experience(batch=batch, outputs=outputs, credit=credit)
 
 
 def policy(logprobs: torch.Tensor) -> TokenLogprobs:
     return TokenLogprobs(logprobs_BT=logprobs, entropy_BT=torch.zeros(logprobs.shape))
 
 
+def add_mismatch(tally: Tally, past: Experience, *, version: int = 7) -> None:
+    tally.add_mismatch(past.outputs.old_logprobs_BT, past.batch, version=version)
+
+
 def test_the_mismatch_is_that_of_a_loop_over_action_tokens_whatever_masked_positions_hold() -> None:
-    tally = Tally(num_updates=1, num_tokens=12)
-    tally.add_mismatch(experience())
+    tally = Tally(num_updates=1, num_compared=12)
+    add_mismatch(tally, experience())
     report = tally.report()
     assert report.contributions["logprob_gap_mean"] == pytest.approx(sum(map(abs, GAPS)) / 12)
     assert report.contributions["logprob_gap_k3"] == pytest.approx(sum(math.exp(g) - g - 1 for g in GAPS) / 12)
     assert report.maxima["logprob_gap_max"] == 0.5
 
 
+def test_tokens_of_older_weights_have_no_say_in_the_mismatch() -> None:
+    past = experience()
+    mixed = replace(past.batch, version_BT=torch.tensor([[7, 6, 0], [6, 0, 0]]))
+    tally = Tally(num_updates=1, num_compared=1)
+    add_mismatch(tally, replace(past, batch=mixed))
+    assert tally.report().contributions["logprob_gap_mean"] == 0.5
+    assert tally.report().maxima["logprob_gap_max"] == 0.5
+    nothing = Tally(num_updates=1, num_compared=0)
+    add_mismatch(nothing, past, version=8)
+    assert nothing.report().contributions["logprob_gap_mean"] == 0.0
+
+
 def test_no_action_token_means_no_maximum_and_no_share() -> None:
-    tally = Tally(num_updates=1, num_tokens=12)
+    tally = Tally(num_updates=1, num_compared=12)
     nothing = experience(mask=torch.zeros_like(MASK))
-    tally.add_mismatch(nothing)
+    add_mismatch(tally, nothing)
     tally.add_ratio(policy(OLD), nothing)
     assert tally.report().maxima == {}
     assert tally.report().contributions == {"logprob_gap_mean": 0.0, "logprob_gap_k3": 0.0}
 
 
 def test_a_batch_without_a_single_action_token_has_figures_of_zero() -> None:
-    tally = Tally(num_updates=1, num_tokens=0)
-    tally.add_mismatch(experience(mask=torch.zeros_like(MASK)))
+    tally = Tally(num_updates=1, num_compared=0)
+    add_mismatch(tally, experience(mask=torch.zeros_like(MASK)))
     assert tally.report().contributions == {"logprob_gap_mean": 0.0, "logprob_gap_k3": 0.0}
 
 
 def test_a_ratio_of_one_has_no_deviation_and_others_have_theirs() -> None:
-    tally = Tally(num_updates=1, num_tokens=12)
+    tally = Tally(num_updates=1, num_compared=12)
     tally.add_ratio(policy(OLD.clone()), experience())
     assert tally.report().maxima["ratio_deviation"] == 0.0
     # Half as likely is further from 1 than 1.25 times as likely; the masked position is nobody's business.
@@ -71,21 +92,21 @@ def test_a_ratio_of_one_has_no_deviation_and_others_have_theirs() -> None:
 def test_nan_wins_every_maximum_whenever_it_comes(nan_first: bool) -> None:
     broken = ROLLOUT.clone()
     broken[1, 0] = math.nan
-    tally = Tally(num_updates=1, num_tokens=12)
+    tally = Tally(num_updates=1, num_compared=12)
     for rollout in (broken, ROLLOUT) if nan_first else (ROLLOUT, broken):
-        tally.add_mismatch(experience(rollout))
+        add_mismatch(tally, experience(rollout))
     assert math.isnan(tally.report().maxima["logprob_gap_max"])
 
 
 def test_micro_batches_add_up_and_updates_are_averaged() -> None:
-    tally = Tally(num_updates=2, num_tokens=12)
+    tally = Tally(num_updates=2, num_compared=12)
     for value in (1.0, 2.0, 5.0):
         tally.add_loss(Loss(value=torch.tensor(value, requires_grad=True), metrics={"kl": torch.tensor(value / 10)}))
     assert tally.report().contributions == pytest.approx({"loss": 4.0, "kl": 0.4})
 
 
 def test_figures_that_ranks_share_are_contributed_once_and_every_skip_is_counted() -> None:
-    first, second = (Tally(num_updates=2, num_tokens=12) for _ in range(2))
+    first, second = (Tally(num_updates=2, num_compared=12) for _ in range(2))
     for skipped in (True, False):
         first.add_step(gradient_norm=3.0, learning_rate=0.5, skipped=skipped, is_first_rank=True)
         second.add_step(gradient_norm=3.0, learning_rate=0.5, skipped=skipped, is_first_rank=False)
@@ -95,7 +116,7 @@ def test_figures_that_ranks_share_are_contributed_once_and_every_skip_is_counted
 
 
 def test_action_tokens_add_up() -> None:
-    tally = Tally(num_updates=1, num_tokens=12)
+    tally = Tally(num_updates=1, num_compared=12)
     tally.add_tokens(3)
     tally.add_tokens(4)
     assert tally.report().action_tokens == 7

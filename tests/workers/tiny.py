@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import sys
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 
+from engine.algorithms.base import Outcomes
 from rewards.score import Score
-from workers.config import Device, ModelConfig, Precision, TrainConfig
 from workers.records import Example, Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
     import torch
 
-    from workers.meeting import MeetingPoint
-    from workers.train_worker import RankInfo, TrainerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 BLANK = ROOT / "examples" / "nano" / "blank"
 VOCABULARY = 104
 HORIZON = 12
-ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-"""Of the trainer processes."""
+ALL, EACH, ODD = 10**6, 1, 37
+"""Tokens of a micro-batch: everything at once, one row at a time, and in between."""
 
 
 # ----------------------------------------------------------------------------- the policy
@@ -53,6 +42,22 @@ def write_policy(folder: Path, *, tied: bool) -> str:
     torch.manual_seed(11)
     AutoModelForCausalLM.from_config(Qwen2Config(**settings), dtype=torch.float32).save_pretrained(folder)
     return str(folder)
+
+
+def write_reward_model(folder: Path, policy: str) -> str:
+    """The policy's network with a head of its own that gives one number, as a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(12)
+    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def is_reward_model(folder: str) -> bool:
+    return "ForSequenceClassification" in (Path(folder) / "config.json").read_text()
 
 
 def plain_logprobs(
@@ -92,7 +97,7 @@ def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) 
             if poison:
                 logprobs[~rollout.action_mask()] = np.nan
             scored.append(ScoredRollout(rollout=rollout, judgement=Score(total=0.0, parts={"toy": 0.0})))
-        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored)))
+        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored), greedy=None))
     return tuple(groups)
 
 
@@ -113,10 +118,16 @@ def rollout_of(row: Row, groups: Sequence[Group]) -> Rollout:
 
 
 def toy_rows(draws: Sequence[int], *, siblings: int = 4, seed: int = 1) -> tuple[Row, ...]:
-    random = np.random.default_rng([seed, *draws])
-    return tuple(
-        Row(draw=draw, sample=sample, advantage=float(random.normal())) for draw in draws for sample in range(siblings)
-    )
+    """All responses to these prompts, which make one optimizer step together, with rewards by chance."""
+    random, groups = np.random.default_rng([seed, *draws]), toy_groups()
+    rows = []
+    for draw in draws:
+        tokens = sum(int(s.rollout.action_mask().sum()) for s in groups[draw].rollouts[:siblings])
+        rows += [
+            Row(draw=draw, sample=sample, reward=float(random.normal()), prompt_tokens=tokens)
+            for sample in range(siblings)
+        ]
+    return tuple(rows)
 
 
 def count(rows: Sequence[Row], groups: Sequence[Group]) -> Totals:
@@ -143,14 +154,40 @@ def reference_logprob(row: Row, position: int) -> float:
     return -3.0 - np.sin(1.0 + row.draw + 3.0 * row.sample + 7.0 * position)
 
 
-def reference_outputs(rows: Sequence[Row], groups: Sequence[Group], *, filler: float = 0.0) -> dict[str, np.ndarray]:
-    """What the made-up reference says, [B, T]; `filler` where nobody may look."""
+def critic_value(row: Row, position: int) -> float:
+    """A made-up critic."""
+    return 0.5 * np.cos(2.0 + row.draw + 5.0 * row.sample + 3.0 * position)
+
+
+def return_of(row: Row, position: int) -> float:
+    """What a made-up critic should have said."""
+    return 0.3 + np.sin(0.5 + 2.0 * row.draw + row.sample + 5.0 * position)
+
+
+def greedy_score(row: Row) -> float:
+    """Of a made-up response without chance to the row's prompt."""
+    return 0.25 * row.draw - 0.5
+
+
+def made_up(
+    of: Callable[[Row, int], float], rows: Sequence[Row], groups: Sequence[Group], *, filler: float = 0.0
+) -> np.ndarray:
+    """[B, T] what one of them says of action tokens; `filler` where nobody may look."""
     masks = [rollout_of(row, groups).action_mask() for row in rows]
     whole_BT = np.full((len(rows), max(map(len, masks))), filler, dtype=np.float32)
     for number, (row, mask) in enumerate(zip(rows, masks, strict=True)):
         for position in np.flatnonzero(mask):
-            whole_BT[number, position] = reference_logprob(row, int(position))
-    return {"reference_logprobs_BT": whole_BT}
+            whole_BT[number, position] = of(row, int(position))
+    return whole_BT
+
+
+def outcomes_of(rows: Sequence[Row], groups: Sequence[Group]) -> Outcomes:
+    return Outcomes(
+        score_B=np.array([row.reward for row in rows]),
+        greedy_B=np.array([greedy_score(row) for row in rows]),
+        length_B=np.array([int(rollout_of(row, groups).action_mask().sum()) for row in rows]),
+        group_B=np.array([row.draw for row in rows]),
+    )
 
 
 def example_of(row: Row, groups: Sequence[Group]) -> Example:
@@ -161,148 +198,3 @@ def example_of(row: Row, groups: Sequence[Group]) -> Example:
         prompt_length=len(rollout.prompt.token_ids),
         mask=tuple(bool(trained) for trained in rollout.action_mask()),
     )
-
-
-# ----------------------------------------------------------------------------- who learns
-
-
-def trainer_setup(
-    path: str, *, precision: Precision = Precision.FLOAT32, total_updates: int = 4, **train: Any
-) -> TrainerSetup:
-    """Adam's eps lies well above float32's noise in a gradient and well below the gradients themselves, so that noise
-    is not blown up to a whole step."""
-    from workers.train_worker import TrainerSetup
-
-    settings = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "max_grad_norm": 0.1}
-    return TrainerSetup(
-        model=ModelConfig(path=path, precision=precision),
-        train=TrainConfig(**(settings | train)),
-        device=Device.CPU,
-        seed=0,
-        total_updates=total_updates,
-    )
-
-
-Call = tuple[str, tuple[Any, ...]]
-"""A verb of `TrainWorker` and its arguments; or ("weights", ())."""
-
-
-def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
-    """Runs in a trainer process: a fresh TrainWorker does these calls, one after the other; what each returned."""
-    from workers.train_worker import TrainWorker
-
-    worker = TrainWorker(setup, rank)
-    return [_published(worker) if verb == "weights" else getattr(worker, verb)(*args) for verb, args in calls]
-
-
-def _published(worker: Any) -> dict[str, torch.Tensor] | None:
-    from workers.weight_sync import read_weights
-
-    manifest = worker.publish(version=1)
-    return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
-
-
-@dataclass
-class TrainerProcesses:
-    """One process a rank: DeepSpeed takes seconds to import and must not live in the tests' own process.
-
-    After a failure all ranks are replaced, so that no test inherits another's.
-    """
-
-    ranks: int
-    folder: Path
-    deadline_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        self._open = ExitStack()
-        self.start()
-
-    def start(self) -> None:
-        from workers.meeting import meeting_point
-
-        # All ranks are forked from one fresh process that has paid for the imports.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["deepspeed", "transformers.models.qwen2.modeling_qwen2", "workers.train_worker"]
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in ENVIRONMENT.items():
-                patch.setenv(name, value)
-            forkserver.ensure_running()
-        meeting = self._open.enter_context(meeting_point("127.0.0.1"))
-        self._processes, self._lines = [], []
-        for rank in range(self.ranks):
-            line, far_end = context.Pipe()
-            log = self.folder / f"rank-{rank}-of-{self.ranks}.log"
-            process = context.Process(target=_serve, args=(far_end, rank, self.ranks, meeting, str(log)), daemon=True)
-            process.start()
-            far_end.close()
-            self._processes.append(process)
-            self._lines.append(line)
-
-    def __call__(self, function: Callable[..., Any], *args: Any, by_rank: Sequence[Any] | None = None) -> list[Any]:
-        """`function(rank, *args, by_rank[rank])` on every rank; raises what a rank raised."""
-        for rank, line in enumerate(self._lines):
-            line.send((function, args if by_rank is None else (*args, by_rank[rank])))
-        answers = []
-        for rank, line in enumerate(self._lines):
-            if not line.poll(self.deadline_s):
-                self.restart()
-                raise TimeoutError(f"rank {rank} of {self.ranks}: no answer; see its log in {self.folder}")
-            failure, answer = line.recv()
-            if failure:
-                self.restart()
-                raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
-            answers.append(answer)
-        return answers
-
-    def restart(self) -> None:
-        self.close(patience_s=0.0)
-        self.start()
-
-    def close(self, patience_s: float = 5.0) -> None:
-        for line in self._lines:
-            line.close()
-        for process in self._processes:
-            process.join(patience_s)
-            process.kill()
-            process.join()
-        self._open.close()
-
-
-def _serve(line: Connection, rank: int, ranks: int, meeting: MeetingPoint, log: str) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    import torch
-
-    from workers.train_worker import RankInfo
-
-    torch.set_num_threads(1)
-    info = RankInfo(rank=rank, world_size=ranks, meeting=meeting)
-    while True:
-        try:
-            function, args = line.recv()
-        except EOFError:
-            sys.exit()
-        try:
-            answer = (None, function(info, *args))
-        except Exception:  # whatever it is, the test must see it
-            answer = (traceback.format_exc(), None)
-        line.send(answer)
-
-
-def reference_and_trainer(
-    rank: RankInfo, setup: TrainerSetup, update: Update, groups: Sequence[Group], objective: Any
-) -> dict[str, Any]:
-    """Runs in a trainer process: what the frozen copy and the trainer say of the same rows, and the first update."""
-    from workers.batches import append_blank, collate
-    from workers.frozen_worker import FrozenWorker
-    from workers.train_worker import TrainWorker
-
-    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, setup.train.tokens_per_micro_batch)
-    outputs = frozen.reference_outputs((update,), 0.7, *groups)
-    worker = TrainWorker(setup, rank)
-    policy = worker.logprobs(append_blank(collate(update.rows, groups)), temperature=0.7)[:-1].numpy()
-    report = worker.update((update,), objective, objective.initial_state(), 0.7, outputs, *groups)
-    return {"reference": outputs["reference_logprobs_BT"], "policy": policy, "report": report}
