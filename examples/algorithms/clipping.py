@@ -28,6 +28,10 @@ def runs(folder: Path, settings: Sequence[str]) -> Iterator[tuple[str, int, Run]
             yield case, seed, Run(name=f"{case}-seed{seed}", overrides=(*typed, f"run.seed={seed}"), folder=folder)
 
 
+def planned(folder: Path, settings: Sequence[str]) -> Iterator[Run]:
+    return (run for _, _, run in runs(folder, settings))
+
+
 def compare(folder: Path, settings: Sequence[str], results: Path, console: Console) -> None:
     """Writes `results` when all runs are done, and what is done so far into the runs' folder."""
     cases: dict[str, dict[str, Any]] = {case: {} for case in CASES}

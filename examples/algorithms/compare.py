@@ -3,6 +3,7 @@
 python examples/algorithms/compare.py                                # all of them: about an hour on two cores
 python examples/algorithms/compare.py --algorithms grpo,ppo          # these rows again
 python examples/algorithms/compare.py --clipping                     # what bounds do between four updates
+python examples/algorithms/compare.py --critic                       # what PPO's critic gets to know
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.config import ConfigError, load_config
-from examples.algorithms import clipping
+from examples.algorithms import clipping, critic
 from examples.algorithms.runs import REPOSITORY, Run, read_json, write_json
 from examples.draw_curve import BLUE, GREY, LEFT, ORANGE, Frame, svg
 
@@ -42,6 +43,7 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "ppo": (),
 }
 """What is typed besides algo=<name>: each runs as it is shipped."""
+EXTRAS = {"clipping": clipping, "critic": critic}
 CONTROLS = "examples.algorithms.shuffled"
 MEASURED = "evaluation.every_steps=10"
 MARKS = ("<!-- written by compare.py -->", "<!-- up to here -->")
@@ -61,7 +63,8 @@ class Asked:
     folder: Path
     """Of the runs; relative to the repository where it is inside, because the commands are kept and hold elsewhere."""
     results: Path
-    clipping: bool
+    extra: str
+    """One of EXTRAS; empty for the rows."""
     list: bool
     draw: bool
 
@@ -71,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
     if asked.list:
         for run in planned(asked):
             console.print(shlex.join(["python", "-m", "engine.main", *run.typed]), soft_wrap=True, highlight=False)
-    elif asked.clipping:
-        clipping.compare(asked.folder, asked.settings, asked.results, console)
+    elif asked.extra:
+        EXTRAS[asked.extra].compare(asked.folder, asked.settings, asked.results, console)
     else:
         done = list(asked.algorithms) if asked.draw else []
         try:
@@ -88,9 +91,12 @@ def main(argv: Sequence[str]) -> None:
 def parsed(argv: Sequence[str]) -> Asked:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", type=_names, metavar="NAME,NAME", default=tuple(ALGORITHMS), help="rows to run")
-    parser.add_argument("--clipping", action="store_true", help="compare bounds instead, with three seeds")
+    extra = parser.add_mutually_exclusive_group()
+    for name, module in EXTRAS.items():
+        summary = module.__doc__.partition("\n")[0]
+        extra.add_argument(f"--{name}", dest="extra", action="store_const", const=name, help=summary)
     parser.add_argument("--steps", type=int, help="default: those of the default run")
-    parser.add_argument("--results", type=Path, help="default: results.json (or clipping.json) beside this file")
+    parser.add_argument("--results", type=Path, help="default: results.json beside this file")
     parser.add_argument("--folder", type=Path, default=RUNS, help="of the runs (default: runs/algorithms)")
     parser.add_argument("--list", action="store_true", help="print the runs' commands, and run nothing")
     parser.add_argument("--draw", action="store_true", help="collect the rows in --folder, and run nothing")
@@ -101,8 +107,8 @@ def parsed(argv: Sequence[str]) -> Asked:
         algorithms=told.algorithms,
         settings=(*([f"run.steps={told.steps}"] if told.steps else []), *told.settings),
         folder=folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder,
-        results=told.results or HERE / ("clipping.json" if told.clipping else "results.json"),
-        clipping=told.clipping,
+        results=told.results or HERE / f"{told.extra or 'results'}.json",
+        extra=told.extra or "",
         list=told.list,
         draw=told.draw,
     )
@@ -120,8 +126,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def planned(asked: Asked) -> Iterator[Run]:
     """Every run of a command, in order."""
-    if asked.clipping:
-        yield from (run for _, _, run in clipping.runs(asked.folder, asked.settings))
+    if asked.extra:
+        yield from EXTRAS[asked.extra].planned(asked.folder, asked.settings)
         return
     for name in asked.algorithms:
         yield from pair(name, asked)

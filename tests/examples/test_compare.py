@@ -195,6 +195,15 @@ def test_the_signs_of_all_seeds_are_told(go: Callable[..., Path]) -> None:
         assert config.algo.kl_coef == 0
 
 
+def test_the_critics_figures_are_told(go: Callable[..., Path]) -> None:
+    content = read_json(go("--critic"))
+    assert content["critic/value_loss by step"][:2] == [1.0, 0.5]
+    assert content["critic/explained_variance"]["last_fifth"] == pytest.approx(0.95)
+    [run] = compare.planned(compare.parsed(["--critic", "--steps", "7"]))
+    config = load_config(run.typed)
+    assert (config.algo.needs.critic, config.data.largest, config.run.steps) == (True, 140, 7)
+
+
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     content = {"a": {"b": [1, {"c": 2.5}], "d": {}, "e": {"f": {"g": [1]}}}, "h": "text"}
     write_json(tmp_path / "file.json", content)
