@@ -11,7 +11,8 @@ from runs import run_main
 
 from engine.algorithms.base import Outcomes
 from engine.compose import compose
-from engine.config import CONF, OPEN_SECTIONS, Config, ConfigError, load_config
+from engine.config import CONF, OPEN_SECTIONS, Config, ConfigError, load_config, load_config_for_cluster
+from engine.job_package import pack
 from examples.own_algorithm.gpg import GPG
 from workers.records import Batch, Experience, ModelOutputs, TokenLogprobs, Totals
 
@@ -112,6 +113,13 @@ def test_a_file_that_cannot_be_an_option_is_told(content: str | None, words: lis
     with pytest.raises(ConfigError) as refused:
         load_config([typed])
     assert all(word in str(refused.value) for word in [*words, str(tmp_path)]), str(refused.value)
+
+
+def test_a_job_takes_both_files_along() -> None:
+    typed = [OWN, "run.folder=/shared"]
+    package = pack(typed, load_config_for_cluster([*typed, "cluster.address=http://head:8265"]))
+    assert package.overrides[-1] == "algo=inputs/algo/gpg.yaml"
+    assert {"inputs/algo/gpg.yaml", "examples/own_algorithm/gpg.py"} <= {file.place for file in package.files}
 
 
 # ----------------------------------------------------------------------------- that it runs
