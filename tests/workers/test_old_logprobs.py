@@ -14,11 +14,12 @@ from tiny import EACH, ODD, count, rollout_of, toy_groups, toy_rows
 from trainers import WEIGHTS, Call, TrainerProcesses, forward_passes, grpo_calls, run, step_of, trainer_setup
 from transformers import AutoModelForCausalLM
 
-from engine.algorithms.correction import Correction, ImportanceWeight
+from engine.algorithms.aggregation import Aggregation
+from engine.algorithms.correction import Correction, Denominator, ImportanceWeight
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.rloo import RLOO
 from workers.config import OldLogprobs
-from workers.records import Group, Row
+from workers.records import Group, Row, ScoredRollout, Span
 
 TEMPERATURE = 0.7
 slow = pytest.mark.slow
@@ -136,3 +137,43 @@ def own_logprobs(row: Row) -> np.ndarray:
     """The rollout engine's, of action tokens."""
     rollout = rollout_of(row, toy_groups())
     return rollout.logprobs[rollout.action_mask()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rejected_tokens_leave_the_step_where_denominators_count_the_kept_ones(
+    processes: dict[int, TrainerProcesses], folder: str, ranks: int
+) -> None:
+    """Pitfall 22: the same step as one in whose responses somebody else wrote the rejected tokens."""
+    original = Correction(weight=ImportanceWeight.TOKEN_MASK, floor=0.3, cap=3.0)
+    kept = replace(original, denominator=Denominator.KEPT)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rewritten = tuple(without_far_tokens(group, model, low=0.3, high=3.0) for group in toy_groups())
+    lesson = LESSONS[1]
+    assert 0 < count(lesson[0], rewritten).tokens < count(lesson[0], toy_groups()).tokens
+    setup = trainer_setup(folder, tokens_per_micro_batch=ODD)
+    weights = {}
+    for name, correction, groups in (
+        ("kept", kept, toy_groups()),
+        ("rewritten", original, rewritten),
+        ("original", original, toy_groups()),
+    ):
+        algorithm = GRPO(kl_coef=0.1, aggregation=Aggregation.TOKEN_MEAN, correction=correction)
+        step = step_of(lesson, algorithm, ranks=ranks, groups=groups)
+        weights[name] = run(processes[ranks], setup, [[("step", (step,))]] * ranks, WEIGHTS)[0][1]
+    assert distance(weights["kept"], weights["rewritten"]) < 1e-6
+    assert distance(weights["kept"], weights["original"]) > 1e-4
+
+
+def without_far_tokens(group: Group, model: torch.nn.Module, *, low: float, high: float) -> Group:
+    """The tokens that the engine sampled with a far other probability than the model's are somebody else's."""
+
+    def rewritten(scored: ScoredRollout) -> ScoredRollout:
+        rollout = scored.rollout
+        own = rollout.action_mask()
+        row = Row(draw=rollout.draw, sample=rollout.sample, reward=0.0, prompt_tokens=0)
+        ratio = np.exp(alone(model, row, TEMPERATURE).numpy() - rollout.logprobs[own])
+        own[own] = (ratio >= low) & (ratio <= high)
+        spans = tuple(Span(start=t, end=t + 1, sampled=bool(own[t]), version=0) for t in range(len(own)))
+        return replace(scored, rollout=replace(rollout, spans=spans))
+
+    return replace(group, rollouts=tuple(map(rewritten, group.rollouts)))
