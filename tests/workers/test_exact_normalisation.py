@@ -347,7 +347,8 @@ def test_three_updates_of_every_algorithm_are_those_of_full_batches(
     assert distance(answers[0][-1], expected.weights) < 1e-5
     for number, updates in enumerate((slice(0, 2), slice(2, 3))):
         reports = [answer[number] for answer in answers]
-        assert mean(expected.losses[updates]) == pytest.approx(summed(reports, "loss"), rel=1e-6, abs=2e-7)
+        # A loss is a sum of terms of about 1 that nearly cancel.
+        assert mean(expected.losses[updates]) == pytest.approx(summed(reports, "loss"), rel=1e-6, abs=1e-6)
         # Measured: 2e-6, where the ratio is of whole responses; 1e-6 elsewhere.
         assert mean(expected.norms[updates]) == pytest.approx(summed(reports, "gradient_norm"), rel=5e-6)
 
@@ -363,7 +364,7 @@ def test_several_updates_in_two_epochs_are_those_of_full_batches(
     reports = [answer[0] for answer in answers]
     assert len(expected.losses) == 4
     assert distance(answers[0][1], expected.weights) < 1e-5
-    assert mean(expected.losses) == pytest.approx(summed(reports, "loss"), rel=1e-6, abs=2e-7)
+    assert mean(expected.losses) == pytest.approx(summed(reports, "loss"), rel=1e-6, abs=1e-6)
     tokens = sum(count(rows, toy_groups()).tokens for rows in lesson)
     assert sum(report.action_tokens for report in reports) == 2 * tokens
 
