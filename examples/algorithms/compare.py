@@ -70,7 +70,8 @@ class Asked:
 
 
 def main(argv: Sequence[str]) -> None:
-    asked, console = parsed(argv), Console()
+    # Rich takes a pipe for 80 columns, which would break the table.
+    asked, console = parsed(argv), Console(width=None if sys.stdout.isatty() else 110)
     if asked.list:
         for run in planned(asked):
             console.print(shlex.join(["python", "-m", "engine.main", *run.typed]), soft_wrap=True, highlight=False)
