@@ -74,11 +74,6 @@ def test_ppos_critic_gets_to_know_what_is_to_come() -> None:
     assert f"to {explained['last_fifth']:.2f}" in page
 
 
-def test_with_four_updates_gspo_clips_more_tokens_and_a_higher_ceiling_keeps_entropy_on_every_seed() -> None:
-    signs = read("clipping.json")["signs"]
-    assert signs == {"gspo_clips_more_tokens": [1, 1, 1], "clip_higher_keeps_more_entropy": [1, 1, 1]}
-
-
 @pytest.mark.parametrize("name", ["curves.svg", "README.md"])
 def test_picture_and_table_are_drawn_from_them(name: str) -> None:
     from examples.algorithms.compare import markdown, picture
