@@ -74,6 +74,19 @@ def test_ppos_critic_gets_to_know_what_is_to_come() -> None:
     assert f"to {explained['last_fifth']:.2f}" in page
 
 
+def test_gspo_clips_far_more_tokens_than_grpo_on_every_seed() -> None:
+    """Each step has eight updates, four in each of two epochs."""
+    clipping = read("clipping.json")
+    for seed in ("seed 0", "seed 1", "seed 2"):
+        assert clipping["gspo"][seed]["clipped_share"] > 5 * clipping["plain"][seed]["clipped_share"] > 0
+
+
+def test_the_page_says_what_a_higher_ceiling_does_to_entropy_on_sums() -> None:
+    """The papers' sign is 1; on this task it is -1, and the page says so."""
+    assert read("clipping.json")["signs"]["clip_higher_keeps_more_entropy"] == [-1, -1, -1]
+    assert "leaves *less* entropy here, on every seed" in (FOLDER / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["curves.svg", "README.md"])
 def test_picture_and_table_are_drawn_from_them(name: str) -> None:
     from examples.algorithms.compare import markdown, picture
