@@ -122,7 +122,7 @@ def advantages(
         "shaped_reward": float(outcomes.score_B.mean()),
         "responses": float(len(advantage_B)),
     }
-    if algorithm.needs.old_logprobs:
+    if algorithm.charges_reward:
         metrics["kl_coef"] = state.kl_coef
         # Of the responses that are learned from: nobody looked at the others.
         metrics["reward_kl"] = float(np.mean((divergence_B / np.maximum(outcomes.length_B, 1))[looked_at]))

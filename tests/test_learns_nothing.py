@@ -14,8 +14,8 @@ def _assert_did_not_rise(run: Finished) -> None:
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
-    """Every batch has as many rewards of each size as before, on responses that did not earn them."""
-    run = run_main("algo._target_=tests.shuffled_grpo.ShuffledGRPO", folder=tmp_path, name="shuffled")
+    """Rewards that responses to earlier prompts earned."""
+    run = run_main("algo._target_=examples.algorithms.shuffled.ShuffledGRPO", folder=tmp_path, name="shuffled")
     _assert_did_not_rise(run)
 
 

@@ -14,7 +14,7 @@ from workers.batches import collate, select_experience
 from workers.model import ValueScorer, load_value_model, score_values
 from workers.records import Batch, Credit, Experience, Group, Loss, ModelOutputs, PolicyObjective, Totals, Update
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import TrainerSetup, TrainWorker
+from workers.train_worker import TrainerSetup, TrainWorker, passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class CriticWorker(TrainWorker):
     """The model that is trained to know what is to come."""
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
-        return load_value_model(setup.model, seed=setup.seed)
+        return load_value_model(setup.model)
 
     def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
         return ValueScorer(model)
@@ -52,17 +52,14 @@ class CriticWorker(TrainWorker):
             credit=Credit(advantages_BT=torch.zeros_like(returns_BT), returns_BT=returns_BT),
         )
         tally = Tally(num_updates=len(looked.updates) * epochs)
-        for _ in range(epochs):
-            next_row = 0
-            for update in looked.updates:
-                rows = range(next_row, next_row + len(update.rows))
-                next_row = rows.stop
+        for step in passes(looked.updates, epochs=epochs):
 
-                def micro_loss(micro_batch: Batch, chosen: Sequence[int], totals: Totals = update.totals) -> Loss:
-                    past = select_experience(experience, chosen)
-                    return objective.value_loss(self._value(micro_batch), past, totals)
+            def micro_loss(
+                micro_batch: Batch, chosen: Sequence[int], totals: Totals = looked.updates[step.number].totals
+            ) -> Loss:
+                return objective.value_loss(self._value(micro_batch), select_experience(experience, chosen), totals)
 
-                self._optimizer_step(looked.batch, rows, micro_loss, tally=tally)
+            self._optimizer_step(looked.batch, step.rows, micro_loss, tally=tally)
         return tally.report()
 
     def _value(self, micro_batch: Batch) -> Tensor:

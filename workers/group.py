@@ -202,8 +202,10 @@ class CriticGroup(TrainerGroup):
         return values
 
     def update(self, objective: PolicyObjective, credits: Sequence[ObjectRef]) -> list[ObjectRef]:
-        """References to the ranks' reports."""
-        return [actor.update.remote(objective, credit) for actor, credit in zip(self._actors, credits, strict=False)]
+        """References to the ranks' reports; none where there is no critic."""
+        if not self._actors:
+            return []
+        return [actor.update.remote(objective, credit) for actor, credit in zip(self._actors, credits, strict=True)]
 
 
 class ReferenceGroup(WorkerGroup):

@@ -54,7 +54,7 @@ def load_language_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     return _ready_to_train(model, config)
 
 
-def load_value_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
+def load_value_model(config: ModelConfig) -> PreTrainedModel:
     """A critic's network: the body of the model at `config.path` and a head that gives one number.
 
     A reward model brings its head along; on a language model the head starts at zero, so that the critic first expects
@@ -62,13 +62,6 @@ def load_value_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     """
     settings = _settings(config)
     settings.num_labels = 1
-    if config.weights is Weights.RANDOM:
-        torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(
-            settings, dtype=DTYPES[config.precision], attn_implementation="sdpa"
-        )
-        _zero(model.score)
-        return _ready_to_train(model, config)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         config.path,
         config=settings,

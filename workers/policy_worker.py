@@ -35,7 +35,7 @@ from workers.records import (
     WeightManifest,
 )
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
+from workers.train_worker import Pass, RankInfo, TrainerSetup, TrainWorker, passes
 from workers.weight_sync import SharedWeights, padded_bytes
 from workers.whitening import whitened
 
@@ -51,6 +51,16 @@ class _Looked:
     temperature: float
     own_logprobs: bool
     """Whether a loss takes its own log-probs, detached, for the old ones: right on a step's only update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Credited:
+    """What the losses of a step read."""
+
+    experience: Experience
+    """With the action tokens that count."""
+    totals: tuple[Totals, ...]
+    """Of each update, counting the same tokens."""
 
 
 class PolicyWorker(TrainWorker):
@@ -110,9 +120,10 @@ class PolicyWorker(TrainWorker):
         advantage_B = torch.cat([torch.tensor(advantage_B, dtype=torch.float32), torch.zeros(1)]).to(self._device)
         credit = objective.token_credit(looked.batch, looked.outputs, advantage_B, state)
         experience = Experience(batch=looked.batch, outputs=looked.outputs, credit=credit)
-        self._totals = [update.totals for update in looked.updates]
+        totals = tuple(update.totals for update in looked.updates)
         if objective.needs.recount:
-            experience = replace(experience, batch=self._recounted(objective.counted(experience)))
+            experience = replace(experience, batch=replace(looked.batch, mask_BT=objective.counted(experience)))
+            totals = self._recounted(experience.batch)
         if objective.whiten:
             advantages_BT = whitened(
                 credit.advantages_BT,
@@ -121,52 +132,41 @@ class PolicyWorker(TrainWorker):
                 all_reduce=self._all_reduce,
             )
             experience = replace(experience, credit=replace(credit, advantages_BT=advantages_BT))
-        self._experience = experience
+        self._credited = _Credited(experience=experience, totals=totals)
         return {"returns_BT": credit.returns_BT[:-1].cpu().numpy()} if objective.needs.critic else {}
 
-    def _recounted(self, counted_BT: Tensor) -> Batch:
-        """The batch in which only these tokens count; each update's totals are counted again, over all ranks."""
-        sizes = [len(update.rows) for update in self._looked.updates]
-        own = [torch.stack([rows_BT.sum(), rows_BT.any(dim=-1).sum()]) for rows_BT in counted_BT[:-1].split(sizes)]
-        counts = self._all_reduce(torch.stack(own).double()).long().tolist()
-        self._totals = [
-            replace(totals, tokens=tokens, sequences=sequences)
-            for totals, (tokens, sequences) in zip(self._totals, counts, strict=True)
-        ]
-        return replace(self._looked.batch, mask_BT=counted_BT)
+    def _recounted(self, batch: Batch) -> tuple[Totals, ...]:
+        """Each update's totals, of the action tokens of this batch on all ranks."""
+        updates = self._looked.updates
+        masks = batch.mask_BT[:-1].split([len(update.rows) for update in updates])
+        own = [torch.stack([mask_BT.sum(), mask_BT.any(dim=-1).sum()]) for mask_BT in masks]
+        counts = self._all_reduce(torch.stack(own)).tolist()
+        return tuple(
+            replace(update.totals, tokens=tokens, sequences=sequences)
+            for update, (tokens, sequences) in zip(updates, counts, strict=True)
+        )
 
     def update(self, objective: PolicyObjective, state: AlgorithmState) -> UpdateReport:
         """Learn from the credited rows: one optimizer step for each of their updates, in each epoch."""
-        looked, experience, epochs = self._looked, self._experience, self._train.epochs_per_step
+        looked, credited, epochs = self._looked, self._credited, self._train.epochs_per_step
         tally = Tally(num_updates=len(looked.updates) * epochs, num_compared=self._num_compared())
-        for epoch in range(epochs):
-            next_row = 0
-            for number, (update, totals) in enumerate(zip(looked.updates, self._totals, strict=True)):
-                rows = range(next_row, next_row + len(update.rows))
-                next_row = rows.stop
-                is_first = epoch == number == 0
+        for step in passes(looked.updates, epochs=epochs):
 
-                def micro_loss(
-                    micro_batch: Batch,
-                    chosen: Sequence[int],
-                    totals: Totals = totals,
-                    is_first: bool = is_first,
-                    is_first_epoch: bool = epoch == 0,
-                ) -> Loss:
-                    policy = score_tokens(
-                        self._engine,
-                        micro_batch,
-                        temperature=looked.temperature,
-                        device=self._device,
-                        entropy_gradient=objective.needs.entropy_gradient,
-                    )
-                    past = select_experience(experience, chosen)
-                    if looked.own_logprobs:
-                        past = _with_own_logprobs(past, policy)
-                    self._compare(policy, past, micro_batch, tally, is_first=is_first, is_first_epoch=is_first_epoch)
-                    return objective.policy_loss(policy, past, totals, state)
+            def micro_loss(micro_batch: Batch, chosen: Sequence[int], step: Pass = step) -> Loss:
+                policy = score_tokens(
+                    self._engine,
+                    micro_batch,
+                    temperature=looked.temperature,
+                    device=self._device,
+                    entropy_gradient=objective.needs.entropy_gradient,
+                )
+                past = select_experience(credited.experience, chosen)
+                if looked.own_logprobs:
+                    past = _with_own_logprobs(past, policy)
+                self._compare(policy, past, micro_batch, step, tally)
+                return objective.policy_loss(policy, past, credited.totals[step.number], state)
 
-                self._optimizer_step(looked.batch, rows, micro_loss, tally=tally)
+            self._optimizer_step(looked.batch, step.rows, micro_loss, tally=tally)
         return tally.report()
 
     def _num_compared(self) -> int:
@@ -178,23 +178,14 @@ class PolicyWorker(TrainWorker):
         fresh_BT = batch.mask_BT[:rows] & (batch.version_BT[:rows] == self._version)
         return int(self._all_reduce(fresh_BT.sum()))
 
-    def _compare(
-        self,
-        policy: TokenLogprobs,
-        past: Experience,
-        batch: Batch,
-        tally: Tally,
-        *,
-        is_first: bool,
-        is_first_epoch: bool,
-    ) -> None:
+    def _compare(self, policy: TokenLogprobs, past: Experience, batch: Batch, step: Pass, tally: Tally) -> None:
         """Figures behind the invariants, once for each row that the start-of-step policy can still be asked about."""
         if self._train.old_logprobs is OldLogprobs.ROLLOUT:
-            if is_first:
+            if step.is_first:
                 tally.add_mismatch(policy.logprobs_BT, batch, version=self._version)
-        elif is_first_epoch:
+        elif step.epoch == 0:
             tally.add_mismatch(past.outputs.old_logprobs_BT, batch, version=self._version)
-            if is_first and not self._looked.own_logprobs:
+            if step.is_first and not self._looked.own_logprobs:
                 tally.add_ratio(policy, past)
 
     def fit(self, examples: tuple[Example, ...], totals: Totals, objective: OfflineObjective) -> UpdateReport:

@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from rewards.load import RewardSource
-from workers.config import Device, TeamConfig, Weights
+from workers.config import Device, TeamConfig
 from workers.critic_worker import CriticWorker
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
@@ -132,9 +132,7 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
     )
     critic = replace(
         policy,
-        model=replace(team.model, path=team.critic.path, weights=Weights.PRETRAINED)
-        if team.critic.path
-        else team.model,
+        model=replace(team.model, path=team.critic.path or team.model.path),
         train=replace(team.train, learning_rate=team.critic.learning_rate, warmup_updates=team.critic.warmup_updates),
         total_updates=team.critic_updates,
     )

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from workers.batches import append_blank, cut, on_device, pad_with_blank, scatte
 from workers.config import Device, ModelConfig, Precision, TrainConfig
 from workers.meeting import MeetingPoint, join
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
-from workers.records import Batch, Loss
+from workers.records import Batch, Loss, Update
 from workers.tally import Tally
 
 
@@ -51,6 +52,33 @@ class TrainerSetup:
 
 MicroLoss = Callable[[Batch, Sequence[int]], Loss]
 """The loss of some rows: they as a micro-batch, and their numbers in the whole batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One optimizer step on a batch of rollouts.
+
+    Example (the second update, of the third time through the batch):
+        Pass(epoch=2, number=1, rows=range(128, 256))
+    """
+
+    epoch: int
+    number: int
+    """Of its update among those of the batch."""
+    rows: range
+    """In the batch."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.epoch == self.number == 0
+
+
+def passes(updates: Sequence[Update], *, epochs: int) -> Iterator[Pass]:
+    """Every optimizer step of a batch, in order: its updates lie one after the other, in each epoch."""
+    ends = list(accumulate(len(update.rows) for update in updates))
+    for epoch in range(epochs):
+        for number, (start, end) in enumerate(pairwise([0, *ends])):
+            yield Pass(epoch=epoch, number=number, rows=range(start, end))
 
 
 class TrainWorker(ABC):

@@ -91,6 +91,11 @@ class Algorithm(ABC):
     @abstractmethod
     def needs(self) -> Needs: ...
 
+    @property
+    def charges_reward(self) -> bool:
+        """Whether the divergence from the reference is taken off the reward."""
+        return False
+
     def keep(self, summary: GroupSummary) -> str | None:
         """Why a group is not worth learning from, in a word or two for the metrics; None keeps it."""
         return self.dynamic_sampling.reason_to_drop(summary)

@@ -52,7 +52,8 @@ class Denominator(Enum):
     ORIGINAL = "original"
     """All action tokens: rejecting some makes the step smaller."""
     KEPT = "kept"
-    """Those that are not rejected, which leave the step altogether: divergence and entropy do not count them either."""
+    """Those that are not rejected, which leave the policy's step altogether: divergence and entropy do not count them
+    either. A critic learns from all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,6 @@ class PolicyGradient(Algorithm):
                 "kl_estimator is K1: as a loss its gradient is zero in expectation, so it holds the policy nowhere; "
                 "choose K2 (the gradient of KL(policy || reference)) or K3, set kl_in=reward, or set kl_coef to 0"
             )
-
         if self.correction.recounts and self.aggregation is Aggregation.PROMPT_MEAN:
             raise InvalidSetting(
                 "correction.denominator is kept and aggregation is prompt-mean: the kept tokens of a prompt lie on "

@@ -108,7 +108,9 @@ def test_a_reward_brings_the_modules_beside_it_that_it_imports(tmp_path: Path) -
 
 
 def test_an_algorithm_of_ones_own_goes_along_as_the_module_that_it_is() -> None:
-    assert "tests/shuffled_grpo.py" in places(packed("algo._target_=tests.shuffled_grpo.ShuffledGRPO"))
+    assert "examples/algorithms/shuffled.py" in places(
+        packed("algo._target_=examples.algorithms.shuffled.ShuffledGRPO")
+    )
 
 
 def test_a_broken_reward_is_told_here(tmp_path: Path) -> None:
