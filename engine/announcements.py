@@ -57,9 +57,9 @@ def first_prompt(task: OnlineTask, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def first_row(task: OfflineTask, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first training row as the model reads it."""
-    example = task.examples[0]
+    example = task.lessons[0].examples[0]
     trained = f"{sum(example.mask)} of {_tokens(len(example.token_ids))} trained on"
-    return f"the first of {_count(len(task.examples), 'row')}, {trained}: {shown(example.token_ids, tokenizer)}"
+    return f"the first of {_count(len(task.lessons), 'row')}, {trained}: {shown(example.token_ids, tokenizer)}"
 
 
 def shown(token_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config_help
+from engine.algorithms.base import ScoreObjective
 from engine.compose import Composed, compose
 from engine.config_checks import check, check_for_cluster
 from engine.config_error import ConfigError
@@ -23,6 +24,7 @@ from workers.config import (
     RolloutConfig,
     TeamConfig,
     TrainConfig,
+    TuningConfig,
 )
 
 __all__ = ["Bounds", "ChecksConfig", "Config", "ConfigError", "EvaluationConfig", "Resume", "RunConfig"]
@@ -142,6 +144,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -164,6 +167,7 @@ class Config:
             model=replace(self.model, path=_from_anywhere(self.model.path)),
             train=train,
             critic=replace(self.critic, path=_from_anywhere(self.critic.path)),
+            tuning=replace(self.tuning, adapters=[_from_anywhere(path) for path in self.tuning.adapters]),
             rollout=self.rollout,
             reward=self.reward,
             cluster=self.cluster,
@@ -174,6 +178,7 @@ class Config:
             rollout_workers=algo.online,
             reference=algo.online and algo.needs.reference,
             has_critic=algo.online and algo.needs.critic,
+            policy_judges=isinstance(algo, ScoreObjective),
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
-from engine.data.base import OfflineData, OnlineData
+from engine.data.base import GIVES, RowKind
 from engine.model_checks import check_model, models_of
 from workers.config import Precision, Weights
 
@@ -187,12 +187,11 @@ def _check_lasting_folder(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    wanted = OnlineData if config.algo.online else OfflineData
-    if not isinstance(config.data, wanted):
+    kind = RowKind.QUESTIONS if config.algo.online else config.algo.rows
+    if not isinstance(config.data, GIVES[kind]):
         algorithm, data = type(config.algo).__name__, type(config.data).__name__
-        needed = "questions to answer" if config.algo.online else "conversations to learn from"
         raise ConfigError(
-            f"{algorithm} needs {needed}, and {data} has none.",
+            f"{algorithm} learns from {kind.value}, and {data} has none.",
             keys=("algo", "data"),
             advice="Choose another algo or data; `python -m engine.main --help` lists them.",
         )

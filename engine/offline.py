@@ -2,65 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-
+from engine.algorithms.base import LanguageObjective, Objective
 from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.invariants import SkippedUpdates, check_tokens
 from engine.metrics import of_update
+from engine.references import References
 from engine.resume import Progress, save_progress
 from engine.rollout_stream import Ledger
 from engine.tasks import OfflineTask
 from engine.tracking import Tracker
-from workers.records import Example, Totals
+from workers.lessons import Lesson, Share
+from workers.records import Totals
 from workers.team import Workers
 
 
 def train_offline(
     config: Config, task: OfflineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
 ) -> None:
-    """One optimizer step a batch of rows; rows come in an order keyed by (seed, epoch)."""
-    run, ranks = config.run, config.train.ranks
+    """One optimizer step a batch of lessons; they come in an order keyed by (seed, epoch)."""
+    run, objective, ranks = config.run, config.algo, config.train.ranks
+    ledger = Ledger(num_prompts=len(task.lessons), seed=run.seed, next_draw=start.next_draw)
+    held_out = objective.assemble(task.held_out)
+    references = References(config.run_folder) if _needs_reference(objective) else None
+    if references:
+        references.complete(_all_to_come(config, task, start, held_out), workers, tracker, ranks=ranks)
     if start.folder is not None:
         workers.policy.load(start.folder)
-    ledger = Ledger(num_prompts=len(task.examples), seed=run.seed, next_draw=start.next_draw)
+
+    def deal(lessons: Sequence[Lesson]) -> list[Share]:
+        shares = by_length(lessons, ranks)
+        return [references.share(own) if references else Share(lessons=own, reference=()) for own in shares]
+
+    def measure(step: int) -> None:
+        if held_out:
+            with tracker.phase("measure"):
+                totals = totals_of(held_out, horizon=config.model.context_length)
+                tracker.held_out_figures(step, of_update(workers.policy.assess(deal(held_out), totals, objective)))
+
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     if start.step == 0:
-        _measure(task, workers, tracker, ranks=ranks, step=0)
-
+        measure(step=0)
     for step in range(start.step, run.steps):
         with tracker.step(step) as metrics, tracker.phase("update"):
-            rows = [task.examples[ledger.admit()[1]] for _ in range(config.train.examples_per_step)]
-            totals = _totals(rows, horizon=config.model.context_length)
-            reports = workers.policy.fit(_deal(rows, ranks), totals, config.algo)
+            lessons = _next(ledger, config, task)
+            totals = totals_of(lessons, horizon=config.model.context_length)
+            reports = workers.policy.fit(deal(lessons), totals, objective)
             check_tokens(reports, announced=totals.tokens)
-            metrics |= of_update(reports) | {"tokens": float(sum(len(row.token_ids) for row in rows))}
+            metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
             skips.observe(metrics["skipped_updates"])
 
         if run.is_due(step, every_steps=config.evaluation.every_steps):
-            _measure(task, workers, tracker, ranks=ranks, step=step + 1)
+            measure(step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
             here = Progress(step=step + 1, next_draw=ledger.next_draw, algorithm=start.algorithm, folder=None)
             save_progress(here, config, task, workers, tracker, checkpoints)
 
 
-def _totals(rows: Sequence[Example], *, horizon: int) -> Totals:
-    return Totals(tokens=sum(sum(row.mask) for row in rows), sequences=len(rows), prompts=len(rows), horizon=horizon)
+def totals_of(lessons: Sequence[Lesson], *, horizon: int) -> Totals:
+    """What the losses of a step divide by."""
+    learned = [example for lesson in lessons for example in lesson.examples if example.is_learned_from]
+    return Totals(
+        tokens=sum(sum(example.mask) for example in learned),
+        sequences=len(learned),
+        prompts=len(lessons),
+        horizon=horizon,
+    )
 
 
-def _deal(rows: Sequence[Example], ranks: int) -> list[tuple[Example, ...]]:
-    """Every rank gets rows of all lengths."""
-    by_length = sorted(rows, key=lambda row: -len(row.token_ids)) if ranks > 1 else rows
-    return [tuple(by_length[rank::ranks]) for rank in range(ranks)]
+def by_length(lessons: Sequence[Lesson], ranks: int) -> list[tuple[Lesson, ...]]:
+    """Every rank gets lessons of all lengths."""
+    ordered = sorted(lessons, key=lambda lesson: -lesson.num_tokens) if ranks > 1 else lessons
+    return [tuple(ordered[rank::ranks]) for rank in range(ranks)]
 
 
-def _measure(task: OfflineTask, workers: Workers, tracker: Tracker, *, ranks: int, step: int) -> None:
-    """Mean negative log-likelihood of the held-out rows' trained tokens."""
-    if not task.held_out:
-        return
-    with tracker.phase("measure"):
-        sums = workers.policy.evaluate([task.held_out[rank::ranks] for rank in range(ranks)])
-    nll, tokens = np.sum(sums, axis=0)
-    tracker.held_out_loss(step, float(nll / tokens))
+def _next(ledger: Ledger, config: Config, task: OfflineTask) -> list[Lesson]:
+    return config.algo.assemble([task.lessons[ledger.admit()[1]] for _ in range(config.train.examples_per_step)])
+
+
+def _needs_reference(objective: Objective) -> bool:
+    return isinstance(objective, LanguageObjective) and objective.needs.reference
+
+
+def _all_to_come(config: Config, task: OfflineTask, start: Progress, held_out: Sequence[Lesson]) -> Iterator[Lesson]:
+    """Every lesson that the run will look at from here on."""
+    yield from held_out
+    ledger = Ledger(num_prompts=len(task.lessons), seed=config.run.seed, next_draw=start.next_draw)
+    for _ in range(start.step, config.run.steps):
+        yield from _next(ledger, config, task)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from engine.config import Config
 from engine.data.base import DataError, Split
-from engine.data.render import load_tokenizer, render_examples, render_prompts
+from engine.data.render import load_tokenizer, render_lessons, render_prompts
 from engine.fingerprint import fingerprint
 from rewards.load import RewardSource, build_reward, read_reward, try_reward
-from workers.records import Example, Prompt
+from workers.lessons import Lesson
+from workers.records import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,8 @@ class OnlineTask:
 class OfflineTask:
     """Rows to learn from, and rows to be measured on."""
 
-    examples: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    lessons: tuple[Lesson, ...]
+    held_out: tuple[Lesson, ...]
     reward: None
     """Nothing is sampled, so nothing is judged."""
     fingerprint: str
@@ -56,12 +57,15 @@ def prepare_offline(config: Config) -> OfflineTask:
     """Raises DataError, for people."""
     tokenizer = load_tokenizer(config.model.path)
     train, held_out = (
-        render_examples(config.data.conversations(split), tokenizer, config.model.context_length)
+        render_lessons(config.data, config.algo, split, tokenizer, config.model.context_length)
         for split in (Split.TRAIN, Split.HELD_OUT)
     )
     _refuse_empty(train, config)
-    rows = [(example.id, example.token_ids, example.mask) for example in train]
-    return OfflineTask(examples=train, held_out=held_out, reward=None, fingerprint=fingerprint(rows))
+    rows = [
+        (lesson.id, [(example.part, example.token_ids, example.mask) for example in lesson.examples], lesson.margin)
+        for lesson in train
+    ]
+    return OfflineTask(lessons=train, held_out=held_out, reward=None, fingerprint=fingerprint(rows))
 
 
 def _refuse_empty(rows: Sequence[object], config: Config) -> None:

@@ -24,6 +24,7 @@ from workers.records import Metrics, ScoredRollout
 if TYPE_CHECKING:
     from engine.evaluation import HeldOut
 
+NOT_OF_HELD_OUT = ("skipped_updates",)
 LINE_METRICS = (
     ("reward", "reward/mean", ".3f"),
     ("loss", "loss", ".4f"),
@@ -119,9 +120,12 @@ class Tracker:
             f"{result.unjudged} not judged)"
         )
 
-    def held_out_loss(self, step: int, nll: float) -> None:
-        self._add_held_out(step, {"held_out/nll": nll})
-        self.say(f"held out after {step} steps: {nll:.4f} nats per trained token")
+    def held_out_figures(self, step: int, metrics: Metrics) -> None:
+        """An objective's own figures, on lessons that it does not learn from."""
+        shown = {name: value for name, value in metrics.items() if name not in NOT_OF_HELD_OUT}
+        self._add_held_out(step, {f"held_out/{name}": value for name, value in shown.items()})
+        told = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.say(f"held out after {step} steps: {told}")
 
     def _add_held_out(self, step: int, metrics: Metrics) -> None:
         self._write(step, metrics, {})

@@ -6,13 +6,16 @@ Suffixes: `B` rows, `T` token positions of a response.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workers.records import Batch, Credit, Example, Experience, Group, ModelOutputs, Row
+from workers.lessons import Lesson, LessonBatch, Part
+from workers.records import Batch, Credit, Experience, Group, ModelOutputs, Row
 
 
 def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
@@ -34,21 +37,74 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     )
 
 
-def collate_examples(examples: Sequence[Example]) -> Batch:
-    """Rows of an offline stage: nobody sampled or judged them, and each is a prompt of its own."""
-    context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for example in examples)
-    responses = [tokens[example.prompt_length :] for tokens, example in zip(context, examples, strict=True)]
-    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for example in examples])
-    return Batch(
+def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) -> LessonBatch:
+    """Lessons of an offline stage, their sequences one after the other: nobody sampled or judged them.
+
+    `reference` has [T] log-probs for each sequence, in that order; empty where nothing was asked.
+    """
+    examples = [(number, lesson, example) for number, lesson in enumerate(lessons) for example in lesson.examples]
+    context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for *_, example in examples)
+    prompt_lengths = tuple(example.prompt_length for *_, example in examples)
+    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for *_, example in examples])
+    batch = Batch(
         context=context,
-        prompt_lengths=tuple(example.prompt_length for example in examples),
-        token_ids_BT=_pad(responses),
+        prompt_lengths=prompt_lengths,
+        token_ids_BT=_pad([tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)]),
         mask_BT=mask_BT,
         rollout_logprobs_BT=torch.zeros(mask_BT.shape),
         version_BT=torch.zeros(mask_BT.shape, dtype=torch.long),
         reward_B=torch.zeros(len(examples)),
         prompt_tokens_B=mask_BT.sum(dim=-1),
     )
+    said = [torch.tensor(logprobs, dtype=torch.float32) for logprobs in reference]
+    return LessonBatch(
+        batch=batch,
+        parts=tuple(example.part for *_, example in examples),
+        lesson_B=torch.tensor([number for number, *_ in examples], dtype=torch.long),
+        margin_B=torch.tensor([lesson.margin for _, lesson, _ in examples], dtype=torch.float32),
+        reference_logprobs_BT=_pad(said) if said else torch.zeros(mask_BT.shape),
+    )
+
+
+def append_blank_lesson(lessons: LessonBatch) -> LessonBatch:
+    """See `append_blank`."""
+    return LessonBatch(
+        batch=append_blank(lessons.batch),
+        parts=(*lessons.parts, Part.TEXT),
+        lesson_B=torch.cat([lessons.lesson_B, lessons.lesson_B.new_full((1,), -1)]),
+        margin_B=torch.cat([lessons.margin_B, lessons.margin_B.new_zeros(1)]),
+        reference_logprobs_BT=pad_with_blank(lessons.reference_logprobs_BT),
+    )
+
+
+def lessons_on_device(lessons: LessonBatch, device: torch.device) -> LessonBatch:
+    """See `on_device`."""
+    return replace(
+        lessons,
+        batch=on_device(lessons.batch, device),
+        lesson_B=lessons.lesson_B.to(device),
+        margin_B=lessons.margin_B.to(device),
+        reference_logprobs_BT=lessons.reference_logprobs_BT.to(device),
+    )
+
+
+def select_lessons(lessons: LessonBatch, rows: Sequence[int]) -> LessonBatch:
+    """Some rows of a batch of lessons, no wider than their longest completion."""
+    batch = select(lessons.batch, rows)
+    index = torch.tensor(rows, dtype=torch.long)
+    return LessonBatch(
+        batch=batch,
+        parts=tuple(lessons.parts[row] for row in rows),
+        lesson_B=lessons.lesson_B[index],
+        margin_B=lessons.margin_B[index],
+        reference_logprobs_BT=lessons.reference_logprobs_BT[index, : batch.mask_BT.shape[1]],
+    )
+
+
+def units_of(lessons: LessonBatch, rows: Sequence[int]) -> list[tuple[int, ...]]:
+    """The rows by the lesson that they belong to: what a micro-batch must not split."""
+    number = lessons.lesson_B.tolist()
+    return [tuple(group) for _, group in itertools.groupby(rows, key=lambda row: number[row])]
 
 
 def append_blank(batch: Batch) -> Batch:
@@ -83,22 +139,24 @@ def pad_with_blank(tensor_BT: Tensor) -> Tensor:
     return torch.cat([tensor_BT, tensor_BT.new_zeros(1, tensor_BT.shape[1])])
 
 
-def cut(lengths: Sequence[int], *, tokens_per_micro_batch: int) -> tuple[tuple[int, ...], ...]:
-    """Row numbers by micro-batch, longest first, so that rows x longest row stays within the budget.
+def cut(units: Sequence[tuple[int, ...]], *, tokens_per_micro_batch: int) -> tuple[tuple[int, ...], ...]:
+    """Unit numbers by micro-batch, longest first, so that rows x longest row stays within the budget.
 
-    A row longer than the budget gets a micro-batch of its own.
+    A unit is given by the lengths of its rows, which stay together. One that is larger than the budget gets a
+    micro-batch of its own.
 
-    >>> cut([3, 9, 4, 2], tokens_per_micro_batch=9)
+    >>> cut([(3,), (9,), (4,), (2,)], tokens_per_micro_batch=9)
     ((1,), (2, 0), (3,))
     """
     micro_batches: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if micro_batches and (len(micro_batches[-1]) + 1) * longest <= tokens_per_micro_batch:
-            micro_batches[-1].append(row)
+    longest = rows = 0
+    for unit in sorted(range(len(units)), key=lambda unit: (-max(units[unit]), unit)):
+        if micro_batches and (rows + len(units[unit])) * longest <= tokens_per_micro_batch:
+            micro_batches[-1].append(unit)
+            rows += len(units[unit])
         else:
-            micro_batches.append([row])
-            longest = lengths[row]
+            micro_batches.append([unit])
+            longest, rows = max(units[unit]), len(units[unit])
     return tuple(tuple(micro_batch) for micro_batch in micro_batches)
 
 

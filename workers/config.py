@@ -54,6 +54,79 @@ class OldLogprobs(Enum):
     """The rollout engine's ("bypass"): the ratio then spans its mismatch with the trainer, and no pass is made."""
 
 
+class TuningMethod(Enum):
+    """Which numbers of a model are learned."""
+
+    FULL = "full"
+    """All of them."""
+    FREEZE = "freeze"
+    """Those of some layers, as they are."""
+    LORA = "lora"
+    """Low-rank additions to its matrices (2106.09685)."""
+    OFT = "oft"
+    """Orthogonal rotations of its matrices (2306.07280)."""
+
+
+class Quantization(Enum):
+    """How the frozen weights under an adapter are kept."""
+
+    NONE = "none"
+    NF4 = "nf4"
+    """4 bits, spaced as a normal distribution is (2305.14314)."""
+    FP4 = "fp4"
+    INT8 = "int8"
+    """8 bits, outliers apart (2208.07339)."""
+
+
+class LoraInit(Enum):
+    """Where a low-rank addition starts."""
+
+    ZERO = "zero"
+    """Adds nothing at first."""
+    PISSA = "pissa"
+    """The matrix's own principal components, which are taken out of the base (2404.02948)."""
+
+
+@dataclass
+class TuningConfig:
+    """Which numbers of the policy (and critic, and reward model) are learned. A head that gives a score always is."""
+
+    method: TuningMethod = TuningMethod.FULL
+    layers: int = 2
+    """freeze: how many of the last layers are learned; below 0, of the first."""
+    modules: list[str] = field(default_factory=list)
+    """freeze: names (of layers' parts, as `mlp`, or of modules outside of them, as `lm_head`); empty: whole layers."""
+    rank: int = 8
+    """lora: of the addition."""
+    alpha: float = 0.0
+    """lora: scales the addition by alpha / rank; 0 is twice the rank."""
+    dropout: float = 0.0
+    """lora, oft: share of an adapter's inputs (of its blocks, for oft) left out while learning; offline stages only."""
+    targets: list[str] = field(default_factory=list)
+    """lora, oft: names of the linear layers that get an adapter, as `q_proj`; empty: all but the head."""
+    also_train: list[str] = field(default_factory=list)
+    """lora, oft: modules that are learned as they are, beside the adapters, as `embed_tokens`."""
+    rank_stabilized: bool = False
+    """lora: scales by alpha / sqrt(rank) (2312.03732)."""
+    dora: bool = False
+    """lora: learns each column's length apart from its direction (2402.09353)."""
+    init: LoraInit = LoraInit.ZERO
+    block_size: int = 32
+    """oft: of the rotations; each matrix's input size must be a multiple of it."""
+    adapters: list[str] = field(default_factory=list)
+    """Adapters of earlier runs, in PEFT's layout, merged into the model in this order before anything else."""
+    continue_last: bool = False
+    """Go on with the last one of `adapters` instead of merging it and starting a new one."""
+    quantization: Quantization = Quantization.NONE
+    """Of the frozen weights; with lora it is QLoRA, with oft QOFT."""
+    double_quantization: bool = True
+    """nf4, fp4: the scales are quantized too."""
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.method in (TuningMethod.LORA, TuningMethod.OFT)
+
+
 @dataclass
 class ModelConfig:
     """The policy to train."""
@@ -89,12 +162,15 @@ class TrainConfig:
     """Where the schedule ends, as a share of the learning rate."""
     updates_per_step: int = 1
     """Optimizer steps a batch of rollouts (or a batch of rows, offline) is split into."""
+    packing: bool = False
+    """Rows of a micro-batch lie one behind the other, without padding, each blind to the others; otherwise they lie
+    below each other, padded to the longest."""
     epochs_per_step: int = 1
     """Times that a step goes through its batch of rollouts, in the same updates."""
     examples_per_step: int = 64
     """Offline stages: rows of the data set that one optimizer step learns from, over all ranks."""
     tokens_per_micro_batch: int = 8192
-    """Padded tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
+    """Tokens of one forward and backward pass, padding counted; a longer sequence gets a pass of its own."""
     old_logprobs: OldLogprobs = OldLogprobs.AUTO
 
 
@@ -182,6 +258,7 @@ class TeamConfig:
     reward: RewardConfig
     cluster: ClusterConfig
     critic: CriticConfig
+    tuning: TuningConfig
     seed: int
     policy_updates: int
     """Optimizer steps of the whole run, for the schedule."""
@@ -193,6 +270,8 @@ class TeamConfig:
     reference: bool
     """Whether a frozen copy of the policy is kept."""
     has_critic: bool
+    policy_judges: bool
+    """Whether what is trained is a reward model: a head that gives a score in place of the language model's."""
 
     @property
     def shares_devices(self) -> bool:

@@ -14,7 +14,7 @@ from workers.batches import collate, select_experience
 from workers.model import ValueScorer, load_value_model, score_values
 from workers.records import Batch, Credit, Experience, Group, Loss, ModelOutputs, PolicyObjective, Totals, Update
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import TrainerSetup, TrainWorker, passes
+from workers.train_worker import TrainerSetup, TrainWorker, one_by_one, passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class CriticWorker(TrainWorker):
             ) -> Loss:
                 return objective.value_loss(self._value(micro_batch), select_experience(experience, chosen), totals)
 
-            self._optimizer_step(looked.batch, step.rows, micro_loss, tally=tally)
+            self._optimizer_step(looked.batch, one_by_one(step.rows), micro_loss, tally=tally)
         return tally.report()
 
     def _value(self, micro_batch: Batch) -> Tensor:

@@ -33,8 +33,8 @@ class FrozenWorker:
         """{"reference_logprobs_BT": [B, T] float32}, rows in the order of `updates`."""
         batch = collate([row for update in updates for row in update.rows], groups)
         pieces = []
-        lengths = batch.lengths()
-        for chosen in cut(lengths, tokens_per_micro_batch=self._tokens_per_micro_batch):
+        units = [(length,) for length in batch.lengths()]
+        for chosen in cut(units, tokens_per_micro_batch=self._tokens_per_micro_batch):
             scored = score_tokens(self._scorer, select(batch, chosen), temperature=temperature, device=self._device)
             pieces.append((chosen, scored.logprobs_BT))
         whole_BT = scatter_rows(pieces, shape=tuple(batch.mask_BT.shape), device=self._device)

@@ -21,12 +21,11 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.failures import Roster
+from workers.lessons import Lesson, Objective, Share
 from workers.placement import Place
 from workers.records import (
     AlgorithmState,
-    Example,
     GroupRequest,
-    OfflineObjective,
     PolicyObjective,
     Totals,
     Update,
@@ -129,7 +128,31 @@ class TrainerGroup(WorkerGroup):
         self.wait([actor.reload.remote() for actor in self._actors], verb="reload")
 
 
-class PolicyGroup(TrainerGroup):
+class StudentGroup(TrainerGroup):
+    """A model that learns from a data set: one that writes, or (`RewardModelWorker`) one that judges."""
+
+    def fit(self, shares: Sequence[Share], totals: Totals, objective: Objective) -> list[UpdateReport]:
+        """One optimizer step; one share a rank."""
+        calls = [actor.fit.remote(share, totals, objective) for actor, share in zip(self._actors, shares, strict=True)]
+        return self.wait(calls, verb="learn from the data")
+
+    def assess(self, shares: Sequence[Share], totals: Totals, objective: Objective) -> list[UpdateReport]:
+        """The objective's figures, without learning."""
+        calls = [
+            actor.assess.remote(share, totals, objective) for actor, share in zip(self._actors, shares, strict=True)
+        ]
+        return self.wait(calls, verb="be measured")
+
+    def first_logprobs(self, shares: Sequence[tuple[Lesson, ...]]) -> list[tuple[np.ndarray, ...]]:
+        """What the model says of each sequence before its first update."""
+        calls = [actor.first_logprobs.remote(share) for actor, share in zip(self._actors, shares, strict=True)]
+        return self.wait(calls, verb="say what the reference thinks")
+
+    def export(self, folder: Path) -> None:
+        self.wait([actor.export.remote(folder) for actor in self._actors], verb="export")
+
+
+class PolicyGroup(StudentGroup):
     """The model that is trained to answer."""
 
     def look(
@@ -170,22 +193,9 @@ class PolicyGroup(TrainerGroup):
         """References to the ranks' reports: policy and critic learn side by side."""
         return [actor.update.remote(objective, state) for actor in self._actors]
 
-    def fit(
-        self, shares: Sequence[tuple[Example, ...]], totals: Totals, objective: OfflineObjective
-    ) -> list[UpdateReport]:
-        calls = [actor.fit.remote(share, totals, objective) for actor, share in zip(self._actors, shares, strict=True)]
-        return self.wait(calls, verb="fit")
-
-    def evaluate(self, shares: Sequence[tuple[Example, ...]]) -> list[tuple[float, int]]:
-        calls = [actor.evaluate.remote(share) for actor, share in zip(self._actors, shares, strict=True)]
-        return self.wait(calls, verb="evaluate")
-
     def publish(self, version: int) -> WeightManifest:
         manifest, *_ = self.wait([actor.publish.remote(version) for actor in self._actors], verb="publish weights")
         return manifest
-
-    def export(self, folder: Path) -> None:
-        self.wait([actor.export.remote(folder) for actor in self._actors], verb="export")
 
 
 class CriticGroup(TrainerGroup):

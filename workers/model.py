@@ -110,6 +110,8 @@ class ModelInputs:
     row_N: Tensor
     column_N: Tensor
     """Where each token's value goes in [B, T]."""
+    last_B: Tensor
+    """Flat position of each row's last token."""
 
 
 def inputs_for(batch: Batch, *, device: torch.device) -> ModelInputs:
@@ -128,6 +130,7 @@ def inputs_for(batch: Batch, *, device: torch.device) -> ModelInputs:
         target_N=batch.token_ids_BT[row_N, column_N].to(device),
         row_N=row_N.to(device),
         column_N=column_N.to(device),
+        last_B=(torch.arange(len(batch)) * width + torch.tensor(batch.lengths()) - 1).to(device),
     )
 
 
@@ -185,6 +188,26 @@ def score_values(scorer: nn.Module, batch: Batch, *, device: torch.device) -> Te
     """[B, T]; 0 where there is no token. `scorer` is a ValueScorer, or the DeepSpeed engine around one."""
     inputs = inputs_for(batch, device=device)
     return _in_place(scorer(inputs.input_ids_BS, inputs.predictor_N), inputs, batch)
+
+
+class TextScorer(nn.Module):
+    """What a reward model gives for a whole text: a number from the hidden state of its last token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model` is a sequence classifier with one label (`load_value_model`)."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids_BS: Tensor, last_B: Tensor) -> Tensor:
+        """[B] scores, in at least float32."""
+        hidden_BSH = self.model.base_model(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+        return _at_least_float32(self.model.score(hidden_BSH.flatten(0, 1)[last_B])).squeeze(-1)
+
+
+def score_texts(scorer: nn.Module, batch: Batch, *, device: torch.device) -> Tensor:
+    """[B]. `scorer` is a TextScorer, or the DeepSpeed engine around one."""
+    inputs = inputs_for(batch, device=device)
+    return scorer(inputs.input_ids_BS, inputs.last_B)
 
 
 def _in_place(value_N: Tensor, inputs: ModelInputs, batch: Batch) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,26 +15,26 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workers.batches import collate, collate_examples, select_experience
+from workers.batches import collate, select_experience, select_lessons
 from workers.config import OldLogprobs
+from workers.lessons import LanguageObjective, Lesson, LessonBatch, Part, Share
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import (
     AlgorithmState,
     Batch,
-    Example,
     Experience,
     Group,
     Loss,
     ModelOutputs,
-    OfflineObjective,
     PolicyObjective,
     TokenLogprobs,
     Totals,
     Update,
     WeightManifest,
 )
+from workers.student_worker import StudentWorker
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import Pass, RankInfo, TrainerSetup, TrainWorker, passes
+from workers.train_worker import Pass, RankInfo, TrainerSetup, one_by_one, passes
 from workers.weight_sync import SharedWeights, padded_bytes
 from workers.whitening import whitened
 
@@ -63,7 +62,7 @@ class _Credited:
     """Of each update, counting the same tokens."""
 
 
-class PolicyWorker(TrainWorker):
+class PolicyWorker(StudentWorker):
     """The model that is trained to answer."""
 
     def __init__(self, setup: TrainerSetup, rank: RankInfo) -> None:
@@ -166,7 +165,7 @@ class PolicyWorker(TrainWorker):
                 self._compare(policy, past, micro_batch, step, tally)
                 return objective.policy_loss(policy, past, credited.totals[step.number], state)
 
-            self._optimizer_step(looked.batch, step.rows, micro_loss, tally=tally)
+            self._optimizer_step(looked.batch, one_by_one(step.rows), micro_loss, tally=tally)
         return tally.report()
 
     def _num_compared(self) -> int:
@@ -188,17 +187,37 @@ class PolicyWorker(TrainWorker):
             if step.is_first and not self._looked.own_logprobs:
                 tally.add_ratio(policy, past)
 
-    def fit(self, examples: tuple[Example, ...], totals: Totals, objective: OfflineObjective) -> UpdateReport:
-        """One optimizer step of an offline stage on this rank's examples; `totals` count all ranks'."""
-        batch = self._on_device(collate_examples(examples))
-        tally = Tally(num_updates=1)
+    # ------------------------------------------------------------------ offline stages
 
-        def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:
-            policy = score_tokens(self._engine, micro_batch, temperature=1.0, device=self._device)
-            return objective.loss(policy, micro_batch, totals)
+    def _lesson_loss(
+        self, lessons: LessonBatch, totals: Totals, objective: LanguageObjective, reference_point: float
+    ) -> Loss:
+        policy = score_tokens(self._engine, lessons.batch, temperature=1.0, device=self._device)
+        return objective.loss(policy, lessons, totals, reference_point)
 
-        self._optimizer_step(batch, range(len(examples)), micro_loss, tally=tally)
-        return tally.report()
+    def first_logprobs(self, lessons: tuple[Lesson, ...]) -> tuple[np.ndarray, ...]:
+        """[T] float32 for each of their sequences, of the model before its first update: the reference of whatever is
+        learned from here, without a second copy of the model."""
+        if self._updates_done:
+            raise RuntimeError(
+                f"the policy has made {self._updates_done} updates: it is not its own reference any more"
+            )
+        rows = self._lessons_on_device(Share(lessons=lessons, reference=()))
+        logprobs_BT = self.logprobs(rows.batch, temperature=1.0).cpu().numpy()
+        lengths = [len(example.mask) for lesson in lessons for example in lesson.examples]
+        # A view would hold the whole padded array.
+        return tuple(row_T[:length].copy() for row_T, length in zip(logprobs_BT, lengths, strict=False))
+
+    def _reference_point(self, lessons: LessonBatch, objective: LanguageObjective) -> float:
+        """Mean summed log-ratio of the mismatched sequences of all ranks, before the update."""
+        if not objective.needs.reference_point:
+            return 0.0
+        looked = select_lessons(lessons, [*lessons.rows(Part.MISMATCHED), len(lessons) - 1])
+        logprobs_BT = self.logprobs(looked.batch, temperature=1.0)
+        ratio_BT = (logprobs_BT - looked.reference_logprobs_BT).where(looked.batch.mask_BT, 0.0)
+        own = ratio_BT.double().sum()
+        summed, count = self._all_reduce(torch.stack([own, own.new_tensor(len(looked) - 1.0)])).tolist()
+        return summed / count
 
     def logprobs(self, batch: Batch, *, temperature: float) -> Tensor:
         """[B, T] log-probs of a batch that ends with its blank row."""
@@ -207,17 +226,6 @@ class PolicyWorker(TrainWorker):
             return score_tokens(self._engine, micro_batch, temperature=temperature, device=self._device).logprobs_BT
 
         return self._of_every_token(batch, score)
-
-    def evaluate(self, examples: tuple[Example, ...]) -> tuple[float, int]:
-        """(sum of negative log-likelihoods, trained tokens) of this rank's held-out examples."""
-        batch = self._on_device(collate_examples(examples))
-        logprobs_BT = self.logprobs(batch, temperature=1.0)
-        return float(-logprobs_BT[batch.mask_BT].double().sum()), int(batch.mask_BT.sum())
-
-    def _all_reduce(self, sums: Tensor) -> Tensor:
-        if self._rank.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
 
     # ------------------------------------------------------------------ weights
 
@@ -234,15 +242,6 @@ class PolicyWorker(TrainWorker):
             for parameter in self._model.parameters()
         )
         return self._shared_weights.write(self._whole_weights(), version=version, num_bytes=padded_bytes(shapes))
-
-    def export(self, folder: Path) -> None:
-        """Write the policy as a plain Hugging Face folder (weights and architecture; the caller adds the tokenizer)."""
-        is_writer = self._rank.rank == 0
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_weights() if is_writer}
-        if is_writer:
-            self._model.config.use_cache = True
-            self._model.save_pretrained(folder, state_dict=state)
-            self._model.config.use_cache = False
 
 
 def _with_own_logprobs(past: Experience, policy: TokenLogprobs) -> Experience:

@@ -29,6 +29,18 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function that the assistant wants called.
+
+    Example:
+        ToolCall(name="get_weather", arguments={"city": "Paris"})
+    """
+
+    name: str
+    arguments: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation.
 
@@ -38,6 +50,7 @@ class Message:
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +305,7 @@ class Totals:
     sequences: int
     """Responses with at least one action token."""
     prompts: int
-    """Draws with at least one action token."""
+    """Draws with at least one action token; of an offline stage its lessons."""
     horizon: int
     """The response length limit: the constant of `seq-mean-token-sum-norm`."""
 
@@ -460,28 +473,6 @@ class PolicyObjective(Protocol):
     ) -> Loss: ...
 
     def value_loss(self, values_BT: Tensor, experience: Experience, totals: Totals) -> Loss: ...
-
-
-class OfflineObjective(Protocol):
-    """A loss over a data set's own tokens (SFT)."""
-
-    def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """One row of an offline stage: a conversation rendered once, with the tokens that are trained on.
-
-    `mask` starts at the first trained token, so `token_ids[:prompt_length]` is context alone.
-
-    Example:
-        Example(id="chat-3", token_ids=(3, 7, 8, 1, 4, 9, 10, 1), prompt_length=5, mask=(True, True, True))
-    """
-
-    id: str
-    token_ids: tuple[int, ...]
-    prompt_length: int
-    mask: tuple[bool, ...]
 
 
 # ----------------------------------------------------------------------------- weights

@@ -30,6 +30,7 @@ from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
 from workers.records import WeightManifest, WeightReceipt
+from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
 from workers.train_worker import RankInfo, TrainerSetup
@@ -151,7 +152,10 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             arguments=[(team.model, team.rollout, team.cluster, team.seed)] * engines,
         ),
         policy=PolicyGroup(
-            PolicyWorker, hosting, role="policy", arguments=[(policy, rank) for rank in ranks("policy")]
+            RewardModelWorker if team.policy_judges else PolicyWorker,
+            hosting,
+            role="policy",
+            arguments=[(policy, rank) for rank in ranks("policy")],
         ),
         critic=CriticGroup(
             CriticWorker,

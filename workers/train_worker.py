@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -52,6 +52,15 @@ class TrainerSetup:
 
 MicroLoss = Callable[[Batch, Sequence[int]], Loss]
 """The loss of some rows: they as a micro-batch, and their numbers in the whole batch."""
+
+
+Units = Sequence[tuple[int, ...]]
+"""Row numbers, in groups that a micro-batch must not split."""
+
+
+def one_by_one(rows: Iterable[int]) -> Units:
+    """Every row is a unit of its own."""
+    return [(row,) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +135,9 @@ class TrainWorker(ABC):
 
     # ------------------------------------------------------------------ learning
 
-    def _optimizer_step(self, batch: Batch, rows: range, micro_loss: MicroLoss, *, tally: Tally) -> None:
+    def _optimizer_step(self, batch: Batch, units: Units, micro_loss: MicroLoss, *, tally: Tally) -> None:
         """Any number of forward and backward passes, then one step."""
-        for chosen in self._micro_batches(batch, rows):
+        for chosen in self._micro_batches(batch, units):
             micro_batch = select(batch, chosen)
             loss = micro_loss(micro_batch, chosen)
             # DeepSpeed averages gradients over ranks; contributions are shares of a sum.
@@ -153,11 +162,14 @@ class TrainWorker(ABC):
     def _outputs_on_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: pad_with_blank(torch.tensor(array)).to(self._device) for name, array in arrays.items()}
 
-    def _micro_batches(self, batch: Batch, rows: range) -> list[tuple[int, ...]]:
+    def _micro_batches(self, batch: Batch, units: Units) -> list[tuple[int, ...]]:
         """Row numbers by micro-batch; ranks with fewer end with the blank row (collectives must match across ranks)."""
         lengths = batch.lengths()
-        pieces = cut([lengths[row] for row in rows], tokens_per_micro_batch=self._train.tokens_per_micro_batch)
-        chosen = [tuple(rows[index] for index in piece) for piece in pieces]
+        pieces = cut(
+            [tuple(lengths[row] for row in unit) for unit in units],
+            tokens_per_micro_batch=self._train.tokens_per_micro_batch,
+        )
+        chosen = [tuple(row for number in piece for row in units[number]) for piece in pieces]
         if self._rank.world_size > 1:
             most = torch.tensor([len(chosen)], device=self._device)
             torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
@@ -168,10 +180,26 @@ class TrainWorker(ABC):
     @torch.no_grad()
     def _of_every_token(self, batch: Batch, score: Callable[[Batch], Tensor]) -> Tensor:
         """[B, T] what `score` says of a batch that ends with its blank row."""
-        pieces = [
-            (chosen, score(select(batch, chosen))) for chosen in self._micro_batches(batch, range(len(batch) - 1))
-        ]
+        with self._looking():
+            pieces = [
+                (chosen, score(select(batch, chosen)))
+                for chosen in self._micro_batches(batch, one_by_one(range(len(batch) - 1)))
+            ]
         return scatter_rows(pieces, shape=tuple(batch.mask_BT.shape), device=self._device)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Nothing of what helps learning (an adapter's dropout) disturbs what the model says."""
+        self._engine.eval()
+        try:
+            yield
+        finally:
+            self._engine.train()
+
+    def _all_reduce(self, sums: Tensor) -> Tensor:
+        if self._rank.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
 
     # ------------------------------------------------------------------ weights
 

@@ -14,7 +14,7 @@ Array and tensor suffixes: `B` responses, `T` token positions of a response (rig
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +23,8 @@ import numpy as np
 from engine.algorithms.dynamic_sampling import DynamicSampling
 from engine.algorithms.reference_refresh import ReferenceRefresh
 from engine.algorithms.shaping import Shaping
+from engine.data.base import RowKind
+from workers.lessons import Lesson, LessonBatch, OfflineNeeds
 from workers.records import (
     AlgorithmState,
     Batch,
@@ -141,12 +143,39 @@ class Algorithm(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """Learns from the tokens of a data set; nothing is sampled."""
+    """Learns from a data set as it is; nothing is sampled. A subclass of one of the two classes below."""
 
     online: ClassVar[bool] = False
+    rows: ClassVar[RowKind]
+    """What kind of rows it learns from."""
 
     def initial_state(self) -> AlgorithmState:
         return AlgorithmState(kl_coef=0.0)
 
+    def assemble(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """The lessons of one optimizer step, with what they must be compared with."""
+        return list(lessons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageObjective(Objective):
+    """Learns to write: its loss is over the log-probs of the rows' tokens."""
+
+    @property
+    def needs(self) -> OfflineNeeds:
+        return OfflineNeeds()
+
     @abstractmethod
-    def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss: ...
+    def loss(self, policy: TokenLogprobs, lessons: LessonBatch, totals: Totals, reference_point: float) -> Loss:
+        """A micro-batch's share of the step's loss. `lessons` has no mismatched rows; `totals` counts `prompts` in
+        lessons; `reference_point` is 0 where `needs` does not ask for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreObjective(Objective):
+    """Learns to judge: its loss is over one number a row, read at the row's last token (a head in place of the
+    language model's)."""
+
+    @abstractmethod
+    def loss(self, score_B: Tensor, lessons: LessonBatch, totals: Totals) -> Loss:
+        """A micro-batch's share of the step's loss. `totals` counts `prompts` in lessons."""

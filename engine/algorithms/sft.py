@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.algorithms.aggregation import Aggregation, aggregate, token_mean
-from engine.algorithms.base import Objective
-from workers.records import Batch, Loss, TokenLogprobs, Totals
+from engine.algorithms.base import LanguageObjective
+from engine.data.base import RowKind
+from workers.lessons import LessonBatch
+from workers.records import Loss, TokenLogprobs, Totals
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Objective):
+class SFT(LanguageObjective):
     """Supervised fine-tuning: the mean negative log-probability of the tokens that are trained on, in nats.
 
     Every trained token of the optimizer step weighs the same, so a long answer counts for more than a short one.
     """
 
-    def loss(self, policy: TokenLogprobs, batch: Batch, totals: Totals) -> Loss:
+    rows: ClassVar[RowKind] = RowKind.CONVERSATIONS
+
+    def loss(self, policy: TokenLogprobs, lessons: LessonBatch, totals: Totals, reference_point: float) -> Loss:
+        batch = lessons.batch
         value = aggregate(-policy.logprobs_BT, batch, totals, Aggregation.TOKEN_MEAN)
         return Loss(
             value=value,

@@ -93,7 +93,7 @@ class ArithmeticDemos(Sums):
 def _answered(a: int, b: int, *, answer: int, copy: int) -> Conversation:
     suffix = f"-{copy}" if copy else ""
     messages = (_ask(a, b), Message(role="assistant", content=str(answer)))
-    return Conversation(id=f"{_id(a, b)}{suffix}", messages=messages)
+    return Conversation(id=f"{_id(a, b)}{suffix}", messages=messages, tools=(), images=())
 
 
 def _id(a: int, b: int) -> str:

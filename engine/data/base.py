@@ -32,6 +32,21 @@ class Split(Enum):
     """Never trained on; evaluation asks these."""
 
 
+class RowKind(Enum):
+    """What the rows of a data set are; an algorithm says which it learns from."""
+
+    QUESTIONS = "questions"
+    """Prompts, whose answers are sampled and judged."""
+    DOCUMENTS = "documents"
+    """Texts, to read as they are."""
+    CONVERSATIONS = "conversations"
+    """Turns, of which the assistant's are imitated."""
+    PREFERENCES = "preferences"
+    """Two answers to one conversation, of which one is better."""
+    JUDGED = "judged"
+    """One answer to a conversation, that was approved of or not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A prompt before it is rendered.
@@ -50,15 +65,64 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Turns to learn from: every assistant turn is an answer to imitate.
+    """Turns to learn from: assistant turns are answers to imitate.
 
     Example:
-        Conversation(id="chat-3", messages=(Message(role="user", content="12+34="),
-                                            Message(role="assistant", content="46")))
+        Conversation(id="chat-3", tools=(), images=(),
+                     messages=(Message(role="user", content="12+34="), Message(role="assistant", content="46")))
     """
 
     id: str
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, object], ...]
+    """Descriptions of the functions that the assistant may call, as JSON schemas, for the chat template."""
+    images: tuple[str, ...]
+    """Files, one for each `<image>` in the messages, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Two endings of one conversation; the first is the better one.
+
+    Example:
+        Preference(id="dpo-3", asked=Conversation(id="dpo-3", ...), chosen=(Message(role="assistant", content="46"),),
+                   rejected=(Message(role="assistant", content="47"),), margin=0.0)
+    """
+
+    id: str
+    asked: Conversation
+    """What both answer; ends with a turn that is not the assistant's."""
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    margin: float
+    """By how much the chosen one is better, where the data say so; else 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer that was approved of or not, without another one beside it.
+
+    Example:
+        Judged(id="kto-3", asked=Conversation(id="kto-3", ...), answer=(Message(role="assistant", content="46"),),
+               desirable=True)
+    """
+
+    id: str
+    asked: Conversation
+    answer: tuple[Message, ...]
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A text without turns.
+
+    Example:
+        Document(id="c4-3", text="Once upon a time ...")
+    """
+
+    id: str
+    text: str
 
 
 @runtime_checkable
@@ -71,9 +135,40 @@ class OnlineData(Protocol):
 
 
 @runtime_checkable
-class OfflineData(Protocol):
+class ConversationData(Protocol):
     """Shows conversations, which are learned from as they are."""
 
-    def conversations(self, split: Split) -> Sequence[Conversation]:
-        """In the data set's own order."""
-        ...
+    def conversations(self, split: Split) -> Sequence[Conversation]: ...
+
+
+@runtime_checkable
+class DocumentData(Protocol):
+    """Shows texts without turns."""
+
+    def documents(self, split: Split) -> Sequence[Document]: ...
+
+
+@runtime_checkable
+class PreferenceData(Protocol):
+    """Shows two answers, one of them better."""
+
+    def preferences(self, split: Split) -> Sequence[Preference]: ...
+
+
+@runtime_checkable
+class JudgedData(Protocol):
+    """Shows answers that were approved of, or not."""
+
+    def judged(self, split: Split) -> Sequence[Judged]: ...
+
+
+OfflineData = ConversationData | DocumentData | PreferenceData | JudgedData
+
+GIVES: Mapping[RowKind, type] = {
+    RowKind.QUESTIONS: OnlineData,
+    RowKind.DOCUMENTS: DocumentData,
+    RowKind.CONVERSATIONS: ConversationData,
+    RowKind.PREFERENCES: PreferenceData,
+    RowKind.JUDGED: JudgedData,
+}
+"""What a data set is that has rows of a kind."""

@@ -37,4 +37,4 @@ class ChatData:
             raise DataError(
                 "no assistant turn.", where=row.where, advice="There is nothing to learn from: leave it out."
             )
-        return Conversation(id=row.id, messages=messages)
+        return Conversation(id=row.id, messages=messages, tools=(), images=())

@@ -94,7 +94,7 @@ class Gsm8kData:
         )
 
     def _conversation(self, row: FileRow) -> Conversation:
-        return Conversation(id=row.id, messages=(*system(self.system_prompt), *self._solved(row)))
+        return Conversation(id=row.id, messages=(*system(self.system_prompt), *self._solved(row)), tools=(), images=())
 
     def _solved(self, row: FileRow) -> tuple[Message, Message]:
         solution = CALCULATION.sub("", row.text(self.answer_column))

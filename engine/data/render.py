@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from engine.data.base import Conversation, DataError, Question
-from workers.records import Example, Message, Prompt
+from engine.algorithms.base import Objective
+from engine.data.base import Conversation, DataError, OfflineData, Question, RowKind, Split
+from workers.lessons import Example, Lesson, Part
+from workers.records import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,12 +62,22 @@ def render_prompts(
     return tuple(prompts)
 
 
-def render_examples(
+def render_lessons(
+    data: OfflineData, objective: Objective, split: Split, tokenizer: PreTrainedTokenizerBase, context_length: int
+) -> tuple[Lesson, ...]:
+    """The rows of a data set as an objective learns from them."""
+    match objective.rows:
+        case RowKind.CONVERSATIONS:
+            return render_conversations(data.conversations(split), tokenizer, context_length)
+    raise NotImplementedError(objective.rows)
+
+
+def render_conversations(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, context_length: int
-) -> tuple[Example, ...]:
+) -> tuple[Lesson, ...]:
     """Each conversation as tokens, of which the assistant's turns and their end tokens are trained on."""
     end_tokens = _special_tokens(tokenizer)
-    examples = []
+    lessons = []
     for conversation in conversations:
         token_ids = _render(conversation.messages, tokenizer, conversation.id, add_generation_prompt=False)
         if len(token_ids) > context_length:
@@ -85,10 +97,9 @@ def render_examples(
                 "no assistant turn.", where=conversation.id, advice="There is nothing to learn: leave it out."
             )
         first = trained.index(True)
-        examples.append(
-            Example(id=conversation.id, token_ids=token_ids, prompt_length=first, mask=tuple(trained[first:]))
-        )
-    return tuple(examples)
+        example = Example(part=Part.TEXT, token_ids=token_ids, prompt_length=first, mask=tuple(trained[first:]))
+        lessons.append(Lesson(id=conversation.id, examples=(example,), margin=0.0))
+    return tuple(lessons)
 
 
 def _turn(

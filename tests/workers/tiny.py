@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.algorithms.base import Outcomes
 from rewards.score import Score
-from workers.records import Example, Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
+from workers.records import Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +193,7 @@ def outcomes_of(rows: Sequence[Row], groups: Sequence[Group]) -> Outcomes:
 def example_of(row: Row, groups: Sequence[Group]) -> Example:
     rollout = rollout_of(row, groups)
     return Example(
-        id=f"toy-{row.draw}-{row.sample}",
+        part=Part.TEXT,
         token_ids=(*rollout.prompt.token_ids, *(int(token) for token in rollout.token_ids)),
         prompt_length=len(rollout.prompt.token_ids),
         mask=tuple(bool(trained) for trained in rollout.action_mask()),
