@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.algorithms.base import Outcomes
 from rewards.score import Score
+from workers.lessons import Example, Part
 from workers.records import Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
