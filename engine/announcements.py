@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from engine.config import Config
-from engine.data.render import load_tokenizer
-from engine.tasks import OfflineTask, OnlineTask
+from engine.tasks import OfflineTask, OnlineTask, tokenizer_of
+from workers.lessons import Example, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,10 +18,10 @@ MOST_TOKENS = 120
 
 def announcements(config: Config, task: OnlineTask | OfflineTask) -> tuple[str, ...]:
     """One line each."""
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = tokenizer_of(config)
     if isinstance(task, OnlineTask):
-        return online_batches(config), first_prompt(task, tokenizer)
-    return offline_batches(config), first_row(task, tokenizer)
+        return *task.remarks, online_batches(config), first_prompt(task, tokenizer)
+    return *task.remarks, offline_batches(config), *first_lesson(task, tokenizer)
 
 
 def online_batches(config: Config) -> str:
@@ -42,9 +43,9 @@ def online_batches(config: Config) -> str:
 def offline_batches(config: Config) -> str:
     """
     Example:
-        each step: 64 rows -> 1 update -> up to 8192 tokens a micro-batch on 1 rank
+        each step: 64 lessons -> 1 update -> up to 8192 tokens a micro-batch on 1 rank
     """
-    return f"each step: {_count(config.train.examples_per_step, 'row')} -> 1 update -> {_micro_batches(config)}"
+    return f"each step: {_count(config.train.examples_per_step, 'lesson')} -> 1 update -> {_micro_batches(config)}"
 
 
 def first_prompt(task: OnlineTask, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -55,11 +56,28 @@ def first_prompt(task: OnlineTask, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def first_row(task: OfflineTask, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first training row as the model reads it."""
-    example = task.lessons[0].examples[0]
-    trained = f"{sum(example.mask)} of {_tokens(len(example.token_ids))} trained on"
-    return f"the first of {_count(len(task.lessons), 'row')}, {trained}: {shown(example.token_ids, tokenizer)}"
+def first_lesson(task: OfflineTask, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The first lesson as the model reads it, what it learns to write between brackets.
+
+    Example:
+        the first of 9600 lessons, 2 of 9 tokens trained on: <|user|>12+34=<|end|><|assistant|>[[46<|end|>]]
+    """
+    lesson = task.lessons[0]
+    lines = []
+    for example in lesson.examples:
+        name = "" if example.part is Part.TEXT else f"{example.part.value}, "
+        counted = f"{sum(example.mask)} of {_tokens(len(example.token_ids))} trained on"
+        lines.append(f"{name}{counted}: {_marked(example, tokenizer)}")
+    return (f"the first of {_count(len(task.lessons), 'lesson')}, {lines[0]}", *lines[1:])
+
+
+def _marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    trained = (*[False] * example.prompt_length, *example.mask)
+    text = ""
+    for is_trained, run in itertools.groupby(zip(example.token_ids, trained, strict=True), key=lambda pair: pair[1]):
+        piece = shown(tuple(token for token, _ in run), tokenizer)
+        text += f"[[{piece}]]" if is_trained else piece
+    return text
 
 
 def shown(token_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:

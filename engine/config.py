@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -19,6 +20,7 @@ from workers.config import (
     ClusterConfig,
     CriticConfig,
     ModelConfig,
+    Overlong,
     Precision,
     RewardConfig,
     RolloutConfig,
@@ -54,7 +56,9 @@ class RunConfig:
     folder: str = "runs"
     """Where runs are kept; this one is <folder>/<name>."""
     steps: int = 60
-    """Batches of rollouts (or of rows, offline) to learn from."""
+    """Batches of rollouts (or of lessons, offline) to learn from."""
+    epochs: float = 0.0
+    """Times through the training rows; above 0 it takes the place of run.steps."""
     seed: int = 0
     """All randomness is a function of this number."""
     save_every_steps: int = 0
@@ -72,6 +76,18 @@ class RunConfig:
         """Whether something done every so many steps is to be done after step `step` (from 0); the last step counts."""
         done = step + 1
         return done == self.steps or (every_steps > 0 and done % every_steps == 0)
+
+
+@dataclass
+class RenderingConfig:
+    """How rows become tokens."""
+
+    chat_template: str = ""
+    """A Jinja file that takes the place of the tokenizer's own template; empty: its own. It is exported with the
+    model. examples/chat_templates/chatml.jinja writes tools and marks answers."""
+    overlong: Overlong = Overlong.ERROR
+    """What becomes of a row with more tokens than fit: error names it, drop leaves it out, truncate cuts its end off
+    (offline stages only)."""
 
 
 @dataclass
@@ -145,6 +161,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -157,6 +174,13 @@ class Config:
     @property
     def bounds(self) -> Bounds:
         return self.checks.bounds(self.model.precision)
+
+    def for_rows(self, rows: int) -> Config:
+        """The same with its number of steps counted, where epochs are what was asked for."""
+        if not self.run.epochs:
+            return self
+        a_step = self.rollout.prompts_per_step if self.algo.online else self.train.examples_per_step
+        return replace(self, run=replace(self.run, steps=max(1, math.ceil(self.run.epochs * rows / a_step))))
 
     def team(self) -> TeamConfig:
         """The part of it that the workers are told. They have working directories of their own: paths are absolute."""
@@ -203,6 +227,8 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     if not config.run.name:
         config.run.name = "-".join(composed.choices[group] for group in ("algo", "model", "data"))
     config.model.path = _found_from_anywhere(config.model.path)
+    if config.rendering.chat_template:
+        config.rendering.chat_template = _found_from_anywhere(config.rendering.chat_template)
     if config.critic.path:
         config.critic.path = _found_from_anywhere(config.critic.path)
     try:

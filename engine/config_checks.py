@@ -11,7 +11,7 @@ from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
 from engine.model_checks import check_model, models_of
-from workers.config import Precision, Weights
+from workers.config import Overlong, Precision, Weights
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -58,12 +58,14 @@ FROM_ZERO = (
     "checks.ratio_deviation",
     "checks.kl_at_start",
     "checks.max_skipped_steps",
+    "run.epochs",
     "run.save_every_steps",
     "run.keep_rollouts_every_steps",
     "run.seed",
 )
 SHARES = (
     "train.final_learning_rate_share",
+    "train.warmup_share",
     "rollout.gpu_memory_share",
     "reward.max_failed_share",
 )
@@ -92,6 +94,7 @@ def _check_settings(config: Config) -> None:
     _check_model(config)
     _check_run(config)
     _check_data(config)
+    _check_rendering(config)
     if config.algo.online:
         _check_reference(config)
         _check_rollouts(config)
@@ -194,6 +197,22 @@ def _check_data(config: Config) -> None:
             f"{algorithm} learns from {kind.value}, and {data} has none.",
             keys=("algo", "data"),
             advice="Choose another algo or data; `python -m engine.main --help` lists them.",
+        )
+
+
+def _check_rendering(config: Config) -> None:
+    rendering = config.rendering
+    if rendering.chat_template and not Path(rendering.chat_template).is_file():
+        raise ConfigError(
+            f"rendering.chat_template is {rendering.chat_template}, and there is no such file.",
+            keys=("rendering.chat_template",),
+            advice=f"Paths are relative to {Path.cwd()}.",
+        )
+    if config.algo.online and rendering.overlong is Overlong.TRUNCATE:
+        raise ConfigError(
+            "rendering.overlong is truncate, and a question without its end is another question.",
+            keys=("rendering.overlong", "algo"),
+            advice="Set rendering.overlong=drop.",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.config import Config
-from engine.data.render import load_tokenizer
+from engine.tasks import tokenizer_of
 from workers.team import Workers
 
 
@@ -13,5 +13,5 @@ def export(config: Config, workers: Workers) -> Path:
     """Weights, architecture and tokenizer in `<run>/export`."""
     folder = (config.run_folder / "export").absolute()
     workers.policy.export(folder)
-    load_tokenizer(config.model.path).save_pretrained(folder)
+    tokenizer_of(config).save_pretrained(folder)
     return folder

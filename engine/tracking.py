@@ -155,6 +155,7 @@ class Tracker:
     def begin(self, config: Config, *, position: int) -> None:
         """Once it is known where the run stands: forget the metrics of steps that will be done again, and write down
         the configuration. A run that is refused leaves the earlier one's record as it was."""
+        self._steps = config.run.steps
         self._metrics_file.truncate(position)
         self._done = [row for row in self._rows() if "time/step_s" in row]
         self._held_out = [row for row in self._rows() if any(name.startswith("held_out/") for name in row)]

@@ -127,6 +127,17 @@ class TuningConfig:
         return self.method in (TuningMethod.LORA, TuningMethod.OFT)
 
 
+class Overlong(Enum):
+    """What becomes of a row that has more tokens than fit."""
+
+    ERROR = "error"
+    """The run does not start, and the row is named."""
+    DROP = "drop"
+    """It is left out, and counted."""
+    TRUNCATE = "truncate"
+    """Its end is cut off, and it is counted; offline stages only."""
+
+
 @dataclass
 class ModelConfig:
     """The policy to train."""
@@ -157,6 +168,8 @@ class TrainConfig:
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
     warmup_updates: int = 0
     """Optimizer steps over which the learning rate rises linearly."""
+    warmup_share: float = 0.0
+    """The same as a share of all optimizer steps; the larger one of the two counts."""
     schedule: Schedule = Schedule.CONSTANT
     final_learning_rate_share: float = 0.0
     """Where the schedule ends, as a share of the learning rate."""

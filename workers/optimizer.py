@@ -18,9 +18,10 @@ def learning_rate(config: TrainConfig, *, update: int, total_updates: int) -> fl
     >>> [learning_rate(config, update=update, total_updates=6) for update in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    if update < config.warmup_updates:
-        return config.learning_rate * (update + 1) / config.warmup_updates
-    progress = (update - config.warmup_updates) / max(1, total_updates - config.warmup_updates)
+    warmup = max(config.warmup_updates, math.ceil(config.warmup_share * total_updates))
+    if update < warmup:
+        return config.learning_rate * (update + 1) / warmup
+    progress = (update - warmup) / max(1, total_updates - warmup)
     remaining = {
         Schedule.CONSTANT: 1.0,
         Schedule.LINEAR: 1.0 - progress,

@@ -23,7 +23,7 @@ import numpy as np
 from engine.algorithms.dynamic_sampling import DynamicSampling
 from engine.algorithms.reference_refresh import ReferenceRefresh
 from engine.algorithms.shaping import Shaping
-from engine.data.base import RowKind
+from engine.data.base import Imitated, RowKind
 from workers.lessons import Lesson, LessonBatch, OfflineNeeds
 from workers.records import (
     AlgorithmState,
@@ -151,6 +151,11 @@ class Objective(ABC):
 
     def initial_state(self) -> AlgorithmState:
         return AlgorithmState(kl_coef=0.0)
+
+    @property
+    def imitated(self) -> Imitated:
+        """What it learns of a conversation."""
+        return Imitated(last_answer_only=False, prompt_too=False)
 
     def assemble(self, lessons: Sequence[Lesson]) -> list[Lesson]:
         """The lessons of one optimizer step, with what they must be compared with."""

@@ -125,6 +125,16 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imitated:
+    """What of a conversation is learned."""
+
+    last_answer_only: bool
+    """Earlier answers are context alone."""
+    prompt_too: bool
+    """Every token, whoever wrote it."""
+
+
 @runtime_checkable
 class OnlineData(Protocol):
     """Asks questions; answers are sampled and judged."""

@@ -1,55 +1,68 @@
-"""Questions and conversations into tokens, once, by the model's own chat template."""
+"""Rows of a data set into tokens, once: prompts for the online algorithms, lessons for the offline ones."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from engine.algorithms.base import Objective
-from engine.data.base import Conversation, DataError, OfflineData, Question, RowKind, Split
+from engine.data.base import (
+    Conversation,
+    DataError,
+    Document,
+    Imitated,
+    Judged,
+    OfflineData,
+    Preference,
+    Question,
+    RowKind,
+    Split,
+)
+from engine.data.template import Template, Written
+from workers.config import Overlong
 from workers.lessons import Example, Lesson, Part
 from workers.records import Message, Prompt
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many tokens a row may have, and what becomes of a longer one."""
+
+    tokens: int
+    told: str
+    """Where the number comes from, for people."""
+    overlong: Overlong
 
 
-@functools.cache
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder or hub id; it must have a chat template."""
-    from workers import tokenizer as tokenizers  # transformers takes seconds; a mistake in the settings should not
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """Lessons, and what became of rows that were too long."""
 
-    try:
-        tokenizer = tokenizers.load_tokenizer(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer: {error}", where=path, advice="Set model.path to a model's folder.") from error
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "the tokenizer has no chat template, so there is no way to write a question down.",
-            where=path,
-            advice="Put a chat_template.jinja into the model's folder, or take an instruction-tuned model.",
-        )
-    return tokenizer
+    lessons: tuple[Lesson, ...]
+    dropped: tuple[str, ...]
+    """Ids of rows that are not learned from."""
+    truncated: tuple[str, ...]
+    """Ids of rows whose end was cut off."""
+
+
+_Row = TypeVar("_Row", Conversation, Preference, Judged)
+
+
+# ----------------------------------------------------------------------------- prompts
 
 
 def render_prompts(
-    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, context_length: int, max_response_tokens: int
-) -> tuple[Prompt, ...]:
-    """Each question as the tokens that the policy answers."""
-    room = context_length - max_response_tokens
-    prompts = []
+    questions: Sequence[Question], template: Template, room: Room
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Each question as the tokens that the policy answers, and the ids of those that are too long and left out."""
+    prompts, dropped = [], []
     for question in questions:
-        token_ids = _render(question.messages, tokenizer, question.id, add_generation_prompt=True)
-        if len(token_ids) > room:
-            raise DataError(
-                f"the prompt has {len(token_ids)} tokens; model.context_length ({context_length}) less "
-                f"rollout.max_response_tokens ({max_response_tokens}) leaves room for {room}.",
-                where=question.id,
-                advice="Set a larger model.context_length, or leave the row out.",
-            )
+        token_ids = template.prompt(_asked(question.id, question.messages))
+        if len(token_ids) > room.tokens:
+            _refuse_unless_allowed(question.id, "prompt", len(token_ids), room)
+            dropped.append(question.id)
+            continue
         prompts.append(
             Prompt(
                 id=question.id,
@@ -59,98 +72,138 @@ def render_prompts(
                 row=question.row,
             )
         )
-    return tuple(prompts)
+    return tuple(prompts), tuple(dropped)
 
 
-def render_lessons(
-    data: OfflineData, objective: Objective, split: Split, tokenizer: PreTrainedTokenizerBase, context_length: int
-) -> tuple[Lesson, ...]:
+def _asked(id: str, messages: tuple[Message, ...]) -> Conversation:
+    return Conversation(id=id, messages=messages, tools=(), images=())
+
+
+# ----------------------------------------------------------------------------- lessons
+
+
+def render_lessons(data: OfflineData, objective: Objective, split: Split, template: Template, room: Room) -> Rendered:
     """The rows of a data set as an objective learns from them."""
     match objective.rows:
         case RowKind.CONVERSATIONS:
-            return render_conversations(data.conversations(split), tokenizer, context_length)
-    raise NotImplementedError(objective.rows)
-
-
-def render_conversations(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, context_length: int
-) -> tuple[Lesson, ...]:
-    """Each conversation as tokens, of which the assistant's turns and their end tokens are trained on."""
-    end_tokens = _special_tokens(tokenizer)
-    lessons = []
-    for conversation in conversations:
-        token_ids = _render(conversation.messages, tokenizer, conversation.id, add_generation_prompt=False)
-        if len(token_ids) > context_length:
-            raise DataError(
-                f"the conversation has {len(token_ids)} tokens, and model.context_length is {context_length}.",
-                where=conversation.id,
-                advice="Set a larger model.context_length, or leave the row out.",
+            return _rendered(data.conversations(split), lambda row: _text(row, template, objective.imitated), room)
+        case RowKind.DOCUMENTS:
+            # A text is cut into as many lessons as it fills: none is too long.
+            return Rendered(
+                lessons=tuple(
+                    lesson
+                    for row in data.documents(split)
+                    for lesson in render_document(row, template, context_length=room.tokens)
+                ),
+                dropped=(),
+                truncated=(),
             )
-        trained = [False] * len(token_ids)
-        for turn, message in enumerate(conversation.messages):
-            if message.role == "assistant":
-                start, end = _turn(conversation, turn, token_ids, tokenizer)
-                end = _end_of_turn(token_ids, start, end, tokenizer, end_tokens)
-                trained[start:end] = [True] * (end - start)
-        if not any(trained):
-            raise DataError(
-                "no assistant turn.", where=conversation.id, advice="There is nothing to learn: leave it out."
-            )
-        first = trained.index(True)
-        example = Example(part=Part.TEXT, token_ids=token_ids, prompt_length=first, mask=tuple(trained[first:]))
-        lessons.append(Lesson(id=conversation.id, examples=(example,), margin=0.0))
-    return tuple(lessons)
+        case RowKind.PREFERENCES:
+            return _rendered(data.preferences(split), lambda row: _pair(row, template), room)
+        case RowKind.JUDGED:
+            return _rendered(data.judged(split), lambda row: _judged(row, template), room)
+    raise ValueError(f"{type(objective).__name__} learns from {objective.rows}, which is no row of a data set")
 
 
-def _turn(
-    conversation: Conversation, turn: int, token_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, int]:
-    """Where in `token_ids` an assistant turn begins and ends, found by rendering the conversation up to it."""
-    before, until = conversation.messages[:turn], conversation.messages[: turn + 1]
-    if not before:
-        raise DataError("it begins with the assistant.", where=conversation.id, advice="Begin with a user turn.")
-    asked = _render(before, tokenizer, conversation.id, add_generation_prompt=True)
-    answered = _render(until, tokenizer, conversation.id, add_generation_prompt=False)
-    if answered[: len(asked)] != asked or token_ids[: len(answered)] != answered:
+def _rendered(rows: Iterable[_Row], lesson_of: Callable[[_Row], Lesson], room: Room) -> Rendered:
+    """One lesson a row, all of whose sequences fit."""
+    lessons, dropped, truncated = [], [], []
+    for row in rows:
+        lesson = lesson_of(row)
+        longest = max(len(example.token_ids) for example in lesson.examples)
+        if longest > room.tokens:
+            _refuse_unless_allowed(lesson.id, "row", longest, room)
+            shortened = _shortened(lesson, room)
+            if shortened is None:
+                dropped.append(lesson.id)
+                continue
+            truncated.append(lesson.id)
+            lesson = shortened
+        lessons.append(lesson)
+    return Rendered(lessons=tuple(lessons), dropped=tuple(dropped), truncated=tuple(truncated))
+
+
+def _refuse_unless_allowed(id: str, what: str, tokens: int, room: Room) -> None:
+    if room.overlong is Overlong.ERROR:
         raise DataError(
-            f"the chat template of {tokenizer.name_or_path} writes earlier turns differently once message {turn + 1} "
-            "is there, so what the policy would have read is not what would be trained on.",
-            where=conversation.id,
-            advice="Use a chat template that only appends, or split the conversation into one row per answer.",
+            f"the {what} has {tokens} tokens; {room.told} leaves room for {room.tokens}.",
+            where=id,
+            advice="Set a larger model.context_length, or rendering.overlong=drop to leave such rows out.",
         )
-    return len(asked), len(answered)
 
 
-def _end_of_turn(
-    token_ids: tuple[int, ...], start: int, end: int, tokenizer: PreTrainedTokenizerBase, special: frozenset[int]
-) -> int:
-    """The turn's end without the blanks that a template writes behind its end token: the policy never samples them."""
-    last = max((position for position in range(start, end) if token_ids[position] in special), default=end - 1)
-    return last + 1 if not tokenizer.decode(token_ids[last + 1 : end]).strip() else end
+def _shortened(lesson: Lesson, room: Room) -> Lesson | None:
+    """Without its sequences' ends; None where one would be left without a token to learn from. No end token is made up:
+    an answer that was cut off does not teach to stop."""
+    examples = tuple(
+        replace(
+            example,
+            token_ids=example.token_ids[: room.tokens],
+            mask=example.mask[: max(0, room.tokens - example.prompt_length)],
+        )
+        for example in lesson.examples
+    )
+    teaches = room.overlong is Overlong.TRUNCATE and all(any(example.mask) for example in examples)
+    return replace(lesson, examples=examples) if teaches else None
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
+def _text(row: Conversation, template: Template, imitated: Imitated) -> Lesson:
+    first_answer = 0
+    if imitated.last_answer_only:
+        answers = [turn for turn, message in enumerate(row.messages) if message.role == "assistant"]
+        first_answer = answers[-1] if answers else 0
+    written = template.written(row, first_answer=first_answer)
+    if imitated.prompt_too:
+        # Nothing predicts the first token.
+        written = replace(written, trained=(False, *[True] * (len(written.token_ids) - 1)))
+    return Lesson(id=row.id, examples=(_example(written, Part.TEXT),), margin=0.0)
 
 
-def _render(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str, *, add_generation_prompt: bool
-) -> tuple[int, ...]:
-    if tokenizer.chat_template is None:
+def _pair(row: Preference, template: Template) -> Lesson:
+    examples = (
+        _answer(row.asked, row.chosen, Part.CHOSEN, template),
+        _answer(row.asked, row.rejected, Part.REJECTED, template),
+    )
+    return Lesson(id=row.id, examples=examples, margin=row.margin)
+
+
+def _judged(row: Judged, template: Template) -> Lesson:
+    part = Part.DESIRABLE if row.desirable else Part.UNDESIRABLE
+    return Lesson(id=row.id, examples=(_answer(row.asked, row.answer, part, template),), margin=0.0)
+
+
+def _answer(asked: Conversation, answer: tuple[Message, ...], part: Part, template: Template) -> Example:
+    """Of what was asked, nothing is trained on, though it may hold earlier answers."""
+    whole = replace(asked, messages=(*asked.messages, *answer))
+    return _example(template.written(whole, first_answer=len(asked.messages)), part)
+
+
+def _example(written: Written, part: Part) -> Example:
+    first = written.trained.index(True)
+    return Example(part=part, token_ids=written.token_ids, prompt_length=first, mask=written.trained[first:])
+
+
+def render_document(row: Document, template: Template, *, context_length: int) -> list[Lesson]:
+    """A text and its end token, cut to the context's length. A piece begins with the last token of the one before it,
+    as context: every token but the very first is learned once."""
+    tokenizer = template.tokenizer
+    if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template.",
-            where=where,
-            advice="Put a chat_template.jinja into the model's folder, or take an instruction-tuned model.",
+            f"the tokenizer of {tokenizer.name_or_path} has no end token, so texts would run into each other.",
+            where=row.id,
+            advice="Give the tokenizer an eos_token.",
         )
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return tuple(
-            tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, return_dict=False)
+    # Where the tokenizer itself puts a first token before a text (llama does), so is it here.
+    token_ids = tuple(tokenizer(row.text, verbose=False)["input_ids"])
+    if token_ids[-1:] != (tokenizer.eos_token_id,):
+        token_ids = (*token_ids, tokenizer.eos_token_id)
+    starts = range(0, len(token_ids) - 1, context_length - 1)
+    pieces = [token_ids[start : start + context_length] for start in starts]
+    return [
+        Lesson(
+            id=row.id if len(pieces) == 1 else f"{row.id}-{number}",
+            examples=(Example(part=Part.TEXT, token_ids=piece, prompt_length=1, mask=(True,) * (len(piece) - 1)),),
+            margin=0.0,
         )
-    except TemplateError as error:
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path} refuses it: {error}.",
-            where=where,
-            advice="Mend the row's roles, or give the model another chat_template.jinja.",
-        ) from error
+        for number, piece in enumerate(pieces, start=1)
+    ]

@@ -8,7 +8,8 @@ import pytest
 
 from engine.announcements import announcements, offline_batches, online_batches, shown
 from engine.config import load_config
-from engine.data.render import load_tokenizer
+from engine.data.base import Split
+from engine.data.template import load_tokenizer
 from engine.tasks import prepare_offline, prepare_online
 
 NANO = str(Path(__file__).parents[2] / "examples" / "nano" / "policy")
@@ -41,8 +42,8 @@ def test_an_online_step_in_words(overrides: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ("train.ranks=4", "each step: 64 rows -> 1 update -> up to 8192 tokens a micro-batch on each of 4 ranks"),
-        ("train.examples_per_step=1", "each step: 1 row -> 1 update -> up to 8192 tokens a micro-batch on 1 rank"),
+        ("train.ranks=4", "each step: 64 lessons -> 1 update -> up to 8192 tokens a micro-batch on each of 4 ranks"),
+        ("train.examples_per_step=1", "each step: 1 lesson -> 1 update -> up to 8192 tokens a micro-batch on 1 rank"),
     ],
 )
 def test_an_offline_step_in_words(overrides: str, sentence: str) -> None:
@@ -61,7 +62,22 @@ def test_the_first_row_is_shown_with_the_tokens_that_are_trained_on() -> None:
     config = load_config(["algo=sft", "data=arithmetic_demos", "data.largest=5", "data.held_out=6"])
     task = prepare_offline(config)
     _, told = announcements(config, task)
-    assert f"{sum(task.examples[0].mask)} of {len(task.examples[0].token_ids)} tokens trained on: <|user|>" in told
+    question, answer = (message.content for message in config.data.conversations(Split.TRAIN)[0].messages)
+    (example,) = task.lessons[0].examples
+    assert told == (
+        f"the first of 30 lessons, {len(answer) + 1} of {len(example.token_ids)} tokens trained on: "
+        f"<|user|>{question}<|end|><|assistant|>[[{answer}<|end|>]]"
+    )
+
+
+def test_rows_that_were_left_out_are_counted_and_named() -> None:
+    settings = ["algo=sft", "data=arithmetic_demos", "data.largest=10", "data.held_out=6", "model.context_length=10"]
+    config = load_config([*settings, "rendering.overlong=drop"])
+    task = prepare_offline(config)
+    remark, *_ = announcements(config, task)
+    assert all(len(lesson.examples[0].token_ids) <= 10 for lesson in task.lessons)
+    left_out = len(config.data.pairs(Split.TRAIN)) + 6 - len(task.lessons) - len(task.held_out)
+    assert remark.startswith(f"{left_out} rows left out: they are longer than 10 tokens (arithmetic-")
 
 
 def test_a_long_prompt_is_cut_in_the_middle_and_what_is_left_out_is_counted() -> None:

@@ -300,3 +300,13 @@ def test_settings_and_help_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_epochs_become_steps_once_the_rows_are_known() -> None:
+    offline = load("algo=sft", "data=arithmetic_demos", "run.epochs=1.5", "train.examples_per_step=64")
+    assert offline.for_rows(100).run.steps == 3  # 150 rows, 64 a step
+    assert offline.for_rows(1).run.steps == 1
+    online = load("run.epochs=2", "rollout.prompts_per_step=8")
+    assert online.for_rows(30).run.steps == 8  # 60 prompts, 8 a step
+    assert load("run.steps=7").for_rows(1000).run.steps == 7
+    assert offline.for_rows(100).team().policy_updates == 3, "the schedule ends with them"

@@ -103,3 +103,12 @@ def test_the_optimizer_is_told_every_setting(stage: int) -> None:
     told = {key: optimizer.param_groups[0][key] for key in ("lr", "betas", "eps", "weight_decay")}
     assert told == {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-7, "weight_decay": 0.3}
     assert isinstance(optimizer, CheckedAdamW) is (stage == 0)
+
+
+def test_a_warm_up_may_be_a_share_of_all_updates() -> None:
+    def rates(**settings: float) -> list[float]:
+        config = TrainConfig(learning_rate=1.0, **settings)
+        return [learning_rate(config, update=update, total_updates=10) for update in range(5)]
+
+    assert rates(warmup_share=0.35) == rates(warmup_updates=4) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates(warmup_share=0.1, warmup_updates=2) == rates(warmup_updates=2), "the longer one counts"
