@@ -167,6 +167,18 @@ class Checkpoints:
             )
         return None
 
+    def of_step(self, step: int) -> SavedCheckpoint:
+        """The one of that step. Raises CheckpointError where there is none, or it is damaged."""
+        paths = {_step_of(path): path for path in reversed(self._committed())}
+        if step not in paths:
+            kept = ", ".join(map(str, sorted(paths))) or "none"
+            raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {kept}")
+        try:
+            state = _verified_state(paths[step])
+        except Damaged as damage:
+            raise CheckpointError(f"{paths[step]} is damaged: {damage}") from damage
+        return SavedCheckpoint(path=paths[step], step=step, state=state, skipped=())
+
     @contextmanager
     def _naming_disk_errors(self, step: int) -> Iterator[None]:
         try:

@@ -127,7 +127,7 @@ def compose(argv: Sequence[str], schema: type[T], *, conf: Path, open_sections: 
     choices |= {group: path.stem for group, path in own.items()}
     sources = Sources(typed=dict(zip(keys, argv, strict=True)), files=_files(conf, choices, own))
     try:
-        config = _typed(raw, schema, open_sections)
+        config = typed(raw, schema, open_sections)
     except ConfigError as error:
         raise sources.explain(error) from error.__cause__
     return Composed(config=config, choices=choices, sources=sources)
@@ -221,7 +221,8 @@ def _files(conf: Path, choices: Mapping[str, str], own: Mapping[str, Path]) -> t
 # ----------------------------------------------------------------------------- into the dataclasses
 
 
-def _typed(raw: dict[str, Any], schema: type[T], open_sections: Sequence[str]) -> T:
+def typed(raw: dict[str, Any], schema: type[T], open_sections: Sequence[str]) -> T:
+    """Plain settings as the records that they are meant to be; raises ConfigError for what does not fit."""
     opened = {section: open_class(section, raw.get(section)) for section in open_sections}
     for section in opened:
         raw[section] = {name: value for name, value in raw[section].items() if name != "_target_"}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from engine.algorithms.dpo import DPO, LossType
 from engine.algorithms.orpo import ORPO
 from engine.algorithms.simpo import SimPO
+
 from engine.config import load_config
 from examples.from_llamafactory.translate import RULES, NotTranslated, command, table, translate
 from workers.config import LoraInit, Overlong, Precision, Quantization, Schedule, TuningMethod
@@ -25,11 +25,12 @@ PROMISED = """
 model_name_or_path adapter_name_or_path trust_remote_code template dataset dataset_dir cutoff_len max_samples val_size
 packing neat_packing mask_history train_on_prompt stage finetuning_type lora_rank lora_alpha lora_dropout lora_target
 freeze_trainable_layers freeze_trainable_modules oft_block_size oft_target quantization_bit quantization_method
-pref_beta pref_loss pref_ftx simpo_gamma dpo_label_smoothing kto_chosen_weight kto_rejected_weight ref_model reward_model
+pref_beta pref_loss pref_ftx simpo_gamma dpo_label_smoothing kto_chosen_weight kto_rejected_weight ref_model
+reward_model
 per_device_train_batch_size gradient_accumulation_steps learning_rate num_train_epochs max_steps lr_scheduler_type
 warmup_ratio bf16 output_dir save_steps save_total_limit logging_steps report_to run_name resume_from_checkpoint
 deepspeed eval_strategy eval_steps use_dora use_rslora neftune_noise_alpha
-""".split()
+""".split()  # noqa: SIM905
 """What their users set (the keys of their example files)."""
 STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 TUNINGS = {
