@@ -14,7 +14,7 @@ import tiny
 import torch
 from plain_training import Plain, action_mask, context_of, distance, plain_critic, same_bits, summed
 from tiny import ALL, EACH, ODD, count, made_up, toy_groups, toy_rows
-from trainers import Call, Lesson, TrainerProcesses, learn_values, step_of, trainer_setup
+from trainers import Call, TrainerProcesses, UpdateRows, learn_values, step_of, trainer_setup
 from transformers import AutoModelForSequenceClassification
 
 from engine.algorithms.ppo import PPO
@@ -34,7 +34,7 @@ def reward_model(folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.write_reward_model(tmp_path_factory.mktemp("reward-model"), folder)
 
 
-def steps(lessons: Sequence[Lesson], *, ranks: int = 1, **more: Any) -> list[Call]:
+def steps(lessons: Sequence[UpdateRows], *, ranks: int = 1, **more: Any) -> list[Call]:
     return [("step", (step_of(lesson, ALGORITHM, ranks=ranks, **more),)) for lesson in lessons]
 
 

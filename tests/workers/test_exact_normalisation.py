@@ -92,7 +92,7 @@ def old(scorer: TokenScorer) -> dict[tuple[int, int], torch.Tensor]:
     for row in ROWS:
         tokens_1S, prompt = context_of(row)
         with torch.no_grad():
-            logits_TV = scorer.language_model(tokens_1S).logits[0, prompt - 1 : -1] / TEMPERATURE
+            logits_TV = scorer.model(tokens_1S).logits[0, prompt - 1 : -1] / TEMPERATURE
         own_T = logits_TV.log_softmax(-1)[torch.arange(len(logits_TV)), tokens_1S[0, prompt:]]
         said[row.draw, row.sample] = own_T + 0.5 * torch.sin(7.0 * torch.arange(len(own_T)) + row.draw + row.sample)
     return said
@@ -170,7 +170,7 @@ def splits(past: Experience) -> dict[str, list[Experience]]:
     return {
         "one row each": cut_up(past, [[row] for row in everything]),
         "two and the rest": cut_up(past, [everything[:2], everything[2:]]),
-        "a token budget": cut_up(past, cut(past.batch.lengths(), tokens_per_micro_batch=ODD)),
+        "a token budget": cut_up(past, cut([(n,) for n in past.batch.lengths()], tokens_per_micro_batch=ODD)),
         "seven more columns": [widened(past)],
         "blank rows between": cut_up(with_blank(past), [everything[5:], [len(ROWS)], everything[:5], [len(ROWS)]]),
     }

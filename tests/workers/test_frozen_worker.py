@@ -65,7 +65,7 @@ def says(worker: FrozenWorker) -> np.ndarray:
 
 
 def weights_of(worker: FrozenWorker) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in worker._scorer.language_model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in worker._scorer.model.named_parameters()}
 
 
 def moved_policy(folder: str) -> torch.nn.Module:

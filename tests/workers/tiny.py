@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.algorithms.base import Outcomes
 from rewards.score import Score
-from workers.lessons import Example, Part
+from workers.lessons import Example, Lesson, Part, Share
 from workers.records import Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
@@ -191,11 +191,33 @@ def outcomes_of(rows: Sequence[Row], groups: Sequence[Group]) -> Outcomes:
     )
 
 
-def example_of(row: Row, groups: Sequence[Group]) -> Example:
+def example_of(row: Row, groups: Sequence[Group], *, part: Part = Part.TEXT) -> Example:
     rollout = rollout_of(row, groups)
     return Example(
-        part=Part.TEXT,
+        part=part,
         token_ids=(*rollout.prompt.token_ids, *(int(token) for token in rollout.token_ids)),
         prompt_length=len(rollout.prompt.token_ids),
         mask=tuple(bool(trained) for trained in rollout.action_mask()),
     )
+
+
+def text_of(row: Row, groups: Sequence[Group]) -> Lesson:
+    """The response as something to imitate."""
+    return Lesson(id=f"{row.draw}-{row.sample}", examples=(example_of(row, groups),), margin=0.0)
+
+
+def pairs_of(rows: Sequence[Row], groups: Sequence[Group]) -> tuple[Lesson, ...]:
+    """Two siblings each: the first is the better one."""
+    return tuple(
+        Lesson(
+            id=f"{better.draw}-{better.sample}",
+            examples=(example_of(better, groups, part=Part.CHOSEN), example_of(worse, groups, part=Part.REJECTED)),
+            margin=0.25 * better.sample,
+        )
+        for better, worse in zip(rows[::2], rows[1::2], strict=True)
+    )
+
+
+def share_of(lessons: Sequence[Lesson]) -> Share:
+    """Without a reference."""
+    return Share(lessons=tuple(lessons), reference=())

@@ -54,7 +54,7 @@ def trainer_setup(
     )
 
 
-Lesson = tuple[tuple[Row, ...], ...]
+UpdateRows = tuple[tuple[Row, ...], ...]
 """One batch of rollouts: the rows of each of its updates."""
 Call = tuple[str, tuple[Any, ...]]
 """A verb of a trainer's worker and its arguments; or ("step", (Step(...),)) or ("weights", ())."""
@@ -81,7 +81,7 @@ class Step:
 
 
 def step_of(
-    lesson: Lesson, algorithm: Algorithm, *, ranks: int = 1, groups: Sequence[Group] | None = None, **more: Any
+    lesson: UpdateRows, algorithm: Algorithm, *, ranks: int = 1, groups: Sequence[Group] | None = None, **more: Any
 ) -> Step:
     groups = tuple(groups or toy_groups())
     everybody = [row for rows in lesson for row in rows]
@@ -111,7 +111,9 @@ def _done(worker: Any, calls: Sequence[Call], **extra: Callable[..., Any]) -> li
     return [extra[verb](worker, *args) if verb in extra else getattr(worker, verb)(*args) for verb, args in calls]
 
 
-def grpo_calls(lessons: Sequence[Lesson], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any) -> list[list[Call]]:
+def grpo_calls(
+    lessons: Sequence[UpdateRows], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any
+) -> list[list[Call]]:
     """What each rank is asked to do: one step a lesson."""
     return [[("step", (step_of(lesson, GRPO(kl_coef=kl_coef), ranks=ranks, **more),)) for lesson in lessons]] * ranks
 
