@@ -29,8 +29,12 @@ class CannotPack(ValueError):
     """The architecture has another way than attention for one segment to reach the next."""
 
 
-def attend_by_segment(model: PreTrainedModel) -> None:
-    """Make the model read packed rows. Raises CannotPack, by name, where that would not be exact."""
+def attend_by_segment(model: nn.Module) -> None:
+    """Make a transformers model, or what is wrapped around one, read packed rows.
+
+    Raises CannotPack, by name, where that would not be exact.
+    """
+    model = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     reason = _why_not(model)
     if reason:
         raise CannotPack(
@@ -83,9 +87,7 @@ def segment_attention(
     """Causal attention inside of each segment. [1, heads, S, size] -> [1, S, heads, size]."""
     unread = [name for name in NOT_READ if how.get(name) is not None]
     if unread:
-        raise CannotPack(
-            f"{type(module).__name__} hands {', '.join(unread)} to its attention. Set train.packing=false."
-        )
+        raise CannotPack(f"{type(module).__name__} hands its attention {', '.join(unread)}: set train.packing=false")
     scale, window, ends = how.get("scaling"), how.get("sliding_window"), how["cu_seq_lens_q"]
     if _has_kernel(query, key, value):
         out_SHD = varlen_attn(

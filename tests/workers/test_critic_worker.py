@@ -93,9 +93,14 @@ def test_a_reward_model_brings_its_head_along(
 # ----------------------------------------------------------------------------- learning
 
 
-QUICK = {(1, 0, ALL), (1, 1, EACH), (1, 3, ODD), (2, 0, EACH), (2, 1, ODD), (2, 2, ALL), (2, 3, EACH)}
+PADDED, PACKED = False, True
+QUICK = {
+    (1, 0, ALL, PADDED), (1, 1, EACH, PADDED), (1, 3, ODD, PADDED), (2, 0, EACH, PADDED), (2, 1, ODD, PADDED),
+    (2, 2, ALL, PADDED), (2, 3, EACH, PADDED), (1, 1, ODD, PACKED), (2, 3, ODD, PACKED),
+}  # fmt: skip
 EVERY = [
-    pytest.param(*way, marks=() if way in QUICK else slow) for way in product((1, 2), (0, 1, 2, 3), (ALL, EACH, ODD))
+    pytest.param(*way, marks=() if way in QUICK else slow)
+    for way in product((1, 2), (0, 1, 2, 3), (ALL, EACH, ODD), (PADDED, PACKED))
 ]
 
 
@@ -104,11 +109,12 @@ def expected(reward_model: str) -> Plain:
     return plain_critic(trainer_setup(reward_model), LESSONS, value_clip=ALGORITHM.value_clip)
 
 
-@pytest.mark.parametrize(("ranks", "stage", "budget"), EVERY)
+@pytest.mark.parametrize(("ranks", "stage", "budget", "packing"), EVERY)
 def test_three_updates_are_those_of_plain_full_batch_adamw(
-    processes: dict[int, TrainerProcesses], reward_model: str, expected: Plain, ranks: int, stage: int, budget: int
-) -> None:
-    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
+    processes: dict[int, TrainerProcesses], reward_model: str, expected: Plain,
+    ranks: int, stage: int, budget: int, packing: bool,
+) -> None:  # fmt: skip
+    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget, packing=packing)
     answers = run(processes[ranks], setup, *steps(LESSONS, ranks=ranks), WEIGHTS)
     weights = answers[0][2]
     assert all(same_bits(answer[2], weights) for answer in answers), "all ranks hold the same weights"

@@ -297,11 +297,11 @@ def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("budget", [ALL, ODD, EACH])
+@pytest.mark.parametrize(("budget", "packing"), [(ALL, False), (ODD, False), (EACH, False), (ODD, True)])
 def test_the_reference_and_the_policy_start_at_a_divergence_of_exactly_zero(
-    processes: dict[int, TrainerProcesses], folder: str, budget: int
+    processes: dict[int, TrainerProcesses], folder: str, budget: int, packing: bool
 ) -> None:
-    setup = trainer_setup(folder, tokens_per_micro_batch=budget)
+    setup = trainer_setup(folder, tokens_per_micro_batch=budget, packing=packing)
     (said,) = processes[1](reference_and_trainer, setup, step_of(LESSONS[0], GRPO(kl_coef=0.04)))
     assert np.array_equal(said["reference"], said["policy"])
     assert said["report"].contributions["kl"] == 0.0

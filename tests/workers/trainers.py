@@ -274,7 +274,8 @@ def reference_and_trainer(rank: RankInfo, setup: TrainerSetup, step: Step) -> di
     from workers.policy_worker import PolicyWorker
 
     share, temperature = step.batch.shares[0], step.temperature
-    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, setup.train.tokens_per_micro_batch)
+    train = setup.train
+    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, train.tokens_per_micro_batch, train.packing)
     outputs = frozen.reference_outputs(share, temperature, *step.groups)
     worker = PolicyWorker(setup, rank)
     policy = worker.logprobs(append_blank(collate(step.rows(0), step.groups)), temperature=temperature)[:-1].numpy()
