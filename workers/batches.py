@@ -29,10 +29,10 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     return Batch(
         context=tuple(torch.cat(pair) for pair in zip(prompts, responses, strict=True)),
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
-        token_ids_BT=_pad(responses),
-        mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts]),
-        rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts]),
-        version_BT=_pad([torch.tensor(rollout.versions()) for rollout in rollouts]),
+        token_ids_BT=_pad(responses, torch.long),
+        mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts], torch.bool),
+        rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts], torch.float32),
+        version_BT=_pad([torch.tensor(rollout.versions()) for rollout in rollouts], torch.long),
         reward_B=torch.tensor([row.reward for row in rows], dtype=torch.float32),
         prompt_tokens_B=torch.tensor([row.prompt_tokens for row in rows], dtype=torch.long),
     )
@@ -46,11 +46,13 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
     examples = [(number, lesson, example) for number, lesson in enumerate(lessons) for example in lesson.examples]
     context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for *_, example in examples)
     prompt_lengths = tuple(example.prompt_length for *_, example in examples)
-    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for *_, example in examples])
+    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for *_, example in examples], torch.bool)
     batch = Batch(
         context=context,
         prompt_lengths=prompt_lengths,
-        token_ids_BT=_pad([tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)]),
+        token_ids_BT=_pad(
+            [tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)], torch.long
+        ),
         mask_BT=mask_BT,
         rollout_logprobs_BT=torch.zeros(mask_BT.shape),
         version_BT=torch.zeros(mask_BT.shape, dtype=torch.long),
@@ -63,7 +65,7 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
         parts=tuple(example.part for *_, example in examples),
         lesson_B=torch.tensor([number for number, *_ in examples], dtype=torch.long),
         margin_B=torch.tensor([lesson.margin for _, lesson, _ in examples], dtype=torch.float32),
-        reference_logprobs_BT=_pad(said) if said else torch.zeros(mask_BT.shape),
+        reference_logprobs_BT=_pad(said, torch.float32) if said else torch.zeros(mask_BT.shape),
     )
 
 
@@ -237,5 +239,6 @@ def scatter_rows(
     return whole_BT
 
 
-def _pad(rows: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+def _pad(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """[B, T]. A rank without a row still has a column: its blank row is one token wide."""
+    return torch.nn.utils.rnn.pad_sequence([torch.zeros(1, dtype=dtype), *rows], batch_first=True)[1:]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from workers.critic_worker import CriticWorker
     from workers.meeting import MeetingPoint
     from workers.policy_worker import PolicyWorker
-    from workers.train_worker import RankInfo, TrainerSetup
+    from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
 
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Of the trainer processes."""
@@ -107,6 +107,13 @@ def learn_values(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> 
     return _done(CriticWorker(setup, replace(rank, role="critic")), calls, step=_critic_step, weights=_gathered)
 
 
+def learn_judging(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """The same with a RewardModelWorker."""
+    from workers.reward_model_worker import RewardModelWorker
+
+    return _done(RewardModelWorker(setup, rank), calls, weights=_gathered)
+
+
 def _done(worker: Any, calls: Sequence[Call], **extra: Callable[..., Any]) -> list[Any]:
     return [extra[verb](worker, *args) if verb in extra else getattr(worker, verb)(*args) for verb, args in calls]
 
@@ -163,7 +170,7 @@ def _published(worker: PolicyWorker) -> dict[str, torch.Tensor] | None:
     return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
 
 
-def _gathered(worker: CriticWorker) -> dict[str, torch.Tensor]:
+def _gathered(worker: TrainWorker) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in worker._whole_weights()}
 
 
