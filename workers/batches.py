@@ -7,6 +7,7 @@ Suffixes: `B` rows, `T` token positions of a response.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,10 +29,10 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     return Batch(
         context=tuple(torch.cat(pair) for pair in zip(prompts, responses, strict=True)),
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
-        token_ids_BT=_pad(responses),
-        mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts]),
-        rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts]),
-        version_BT=_pad([torch.tensor(rollout.versions()) for rollout in rollouts]),
+        token_ids_BT=_pad(responses, torch.long),
+        mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts], torch.bool),
+        rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts], torch.float32),
+        version_BT=_pad([torch.tensor(rollout.versions()) for rollout in rollouts], torch.long),
         reward_B=torch.tensor([row.reward for row in rows], dtype=torch.float32),
         prompt_tokens_B=torch.tensor([row.prompt_tokens for row in rows], dtype=torch.long),
     )
@@ -45,11 +46,13 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
     examples = [(number, lesson, example) for number, lesson in enumerate(lessons) for example in lesson.examples]
     context = tuple(torch.tensor(example.token_ids, dtype=torch.long) for *_, example in examples)
     prompt_lengths = tuple(example.prompt_length for *_, example in examples)
-    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for *_, example in examples])
+    mask_BT = _pad([torch.tensor(example.mask, dtype=torch.bool) for *_, example in examples], torch.bool)
     batch = Batch(
         context=context,
         prompt_lengths=prompt_lengths,
-        token_ids_BT=_pad([tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)]),
+        token_ids_BT=_pad(
+            [tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)], torch.long
+        ),
         mask_BT=mask_BT,
         rollout_logprobs_BT=torch.zeros(mask_BT.shape),
         version_BT=torch.zeros(mask_BT.shape, dtype=torch.long),
@@ -62,7 +65,7 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
         parts=tuple(example.part for *_, example in examples),
         lesson_B=torch.tensor([number for number, *_ in examples], dtype=torch.long),
         margin_B=torch.tensor([lesson.margin for _, lesson, _ in examples], dtype=torch.float32),
-        reference_logprobs_BT=_pad(said) if said else torch.zeros(mask_BT.shape),
+        reference_logprobs_BT=_pad(said, torch.float32) if said else torch.zeros(mask_BT.shape),
     )
 
 
@@ -139,24 +142,51 @@ def pad_with_blank(tensor_BT: Tensor) -> Tensor:
     return torch.cat([tensor_BT, tensor_BT.new_zeros(1, tensor_BT.shape[1])])
 
 
-def cut(units: Sequence[tuple[int, ...]], *, tokens_per_micro_batch: int) -> tuple[tuple[int, ...], ...]:
-    """Unit numbers by micro-batch, longest first, so that rows x longest row stays within the budget.
+def cut(
+    units: Sequence[tuple[int, ...]], *, tokens_per_micro_batch: int, packing: bool = False
+) -> tuple[tuple[int, ...], ...]:
+    """Unit numbers by micro-batch, so that each stays within the budget; the largest units come first.
 
-    A unit is given by the lengths of its rows, which stay together. One that is larger than the budget gets a
-    micro-batch of its own.
+    A unit is given by the lengths of its rows, which stay together. A micro-batch costs rows x longest row, or packed
+    the tokens of its rows. A unit that is larger than the budget gets a micro-batch of its own.
 
     >>> cut([(3,), (9,), (4,), (2,)], tokens_per_micro_batch=9)
     ((1,), (2, 0), (3,))
+    >>> cut([(3,), (9,), (4,), (2,)], tokens_per_micro_batch=9, packing=True)
+    ((1,), (2, 0, 3))
     """
+    if packing:
+        return _best_fit([sum(unit) for unit in units], tokens_per_micro_batch)
+    return _side_by_side(units, tokens_per_micro_batch)
+
+
+def _side_by_side(units: Sequence[tuple[int, ...]], budget: int) -> tuple[tuple[int, ...], ...]:
+    """Longest first, so that rows of about the same length share a micro-batch."""
     micro_batches: list[list[int]] = []
     longest = rows = 0
     for unit in sorted(range(len(units)), key=lambda unit: (-max(units[unit]), unit)):
-        if micro_batches and (rows + len(units[unit])) * longest <= tokens_per_micro_batch:
+        if micro_batches and (rows + len(units[unit])) * longest <= budget:
             micro_batches[-1].append(unit)
             rows += len(units[unit])
         else:
             micro_batches.append([unit])
             longest, rows = max(units[unit]), len(units[unit])
+    return tuple(tuple(micro_batch) for micro_batch in micro_batches)
+
+
+def _best_fit(sizes: Sequence[int], budget: int) -> tuple[tuple[int, ...], ...]:
+    """Largest first, each where it leaves the least room (best-fit decreasing)."""
+    micro_batches: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # what is left of the budget, and in which micro-batch; sorted
+    for unit in sorted(range(len(sizes)), key=lambda unit: (-sizes[unit], unit)):
+        tightest = bisect_left(room, (sizes[unit], 0))
+        if tightest < len(room):
+            left, number = room.pop(tightest)
+            micro_batches[number].append(unit)
+        else:
+            left, number = budget, len(micro_batches)
+            micro_batches.append([unit])
+        insort(room, (left - sizes[unit], number))
     return tuple(tuple(micro_batch) for micro_batch in micro_batches)
 
 
@@ -209,5 +239,6 @@ def scatter_rows(
     return whole_BT
 
 
-def _pad(rows: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+def _pad(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """[B, T]. A rank without a row still has a column: its blank row is one token wide."""
+    return torch.nn.utils.rnn.pad_sequence([torch.zeros(1, dtype=dtype), *rows], batch_first=True)[1:]

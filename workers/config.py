@@ -183,7 +183,8 @@ class TrainConfig:
     examples_per_step: int = 64
     """Offline stages: rows of the data set that one optimizer step learns from, over all ranks."""
     tokens_per_micro_batch: int = 8192
-    """Tokens of one forward and backward pass, padding counted; a longer sequence gets a pass of its own."""
+    """Tokens of one forward and backward pass, padding counted; a longer sequence gets a pass of its own. With packing
+    there is no padding to count."""
     old_logprobs: OldLogprobs = OldLogprobs.AUTO
 
 

@@ -13,6 +13,7 @@ from workers.batches import collate, cut, scatter_rows, select
 from workers.config import Device, ModelConfig
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import Group, Update, WeightManifest
+from workers.segments import attend_by_segment
 from workers.weight_sync import read_weights
 
 REFERENCE_FILE = "reference.safetensors"
@@ -21,10 +22,15 @@ REFERENCE_FILE = "reference.safetensors"
 class FrozenWorker:
     """One copy of a frozen model. A plain class: it needs Ray only to live in a process of its own."""
 
-    def __init__(self, model: ModelConfig, device: Device, seed: int, tokens_per_micro_batch: int) -> None:
+    def __init__(
+        self, model: ModelConfig, device: Device, seed: int, tokens_per_micro_batch: int, packing: bool = False
+    ) -> None:
         self._device = torch.device("cuda", 0) if device is Device.CUDA else torch.device("cpu")
-        self._scorer = TokenScorer(load_language_model(model, seed=seed).eval()).to(self._device)
-        self._tokens_per_micro_batch = tokens_per_micro_batch
+        language_model = load_language_model(model, seed=seed).eval()
+        if packing:
+            attend_by_segment(language_model)
+        self._scorer = TokenScorer(language_model).to(self._device)
+        self._tokens_per_micro_batch, self._packing = tokens_per_micro_batch, packing
 
     @torch.inference_mode()
     def reference_outputs(
@@ -34,7 +40,7 @@ class FrozenWorker:
         batch = collate([row for update in updates for row in update.rows], groups)
         pieces = []
         units = [(length,) for length in batch.lengths()]
-        for chosen in cut(units, tokens_per_micro_batch=self._tokens_per_micro_batch):
+        for chosen in cut(units, tokens_per_micro_batch=self._tokens_per_micro_batch, packing=self._packing):
             scored = score_tokens(self._scorer, select(batch, chosen), temperature=temperature, device=self._device)
             pieces.append((chosen, scored.logprobs_BT))
         whole_BT = scatter_rows(pieces, shape=tuple(batch.mask_BT.shape), device=self._device)
@@ -43,18 +49,18 @@ class FrozenWorker:
     @torch.no_grad()
     def follow(self, manifest: WeightManifest, share: float) -> None:
         """Every weight moves towards the policy's of this manifest: by all of the way with a share of 1."""
-        own = dict(self._scorer.language_model.named_parameters())
+        own = dict(self._scorer.model.named_parameters())
         for name, tensor in read_weights(manifest):
             own[name].lerp_(tensor.to(own[name]), share)
 
     def save(self, folder: Path) -> None:
         """The weights, for a reference that has moved since the run began."""
-        own = self._scorer.language_model.named_parameters()
+        own = self._scorer.model.named_parameters()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own}, folder / REFERENCE_FILE)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """The other half of `save`."""
-        own = dict(self._scorer.language_model.named_parameters())
+        own = dict(self._scorer.model.named_parameters())
         for name, tensor in load_file(folder / REFERENCE_FILE).items():
             own[name].copy_(tensor)

@@ -2,12 +2,15 @@
 is to be expected before each of them?
 
 Right-padded rows under causal attention need no attention mask: a real token never looks at the padding behind it.
-That keeps the fast causal kernel and is exact.
+That keeps the fast causal kernel and is exact. A model that attends by segment (`workers/segments.py`) gets its rows
+packed instead; nothing but `inputs_for` knows the difference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +23,9 @@ from transformers import (
 )
 
 from workers.config import ModelConfig, Precision, Weights
+from workers.embedding_noise import EmbeddingNoise
 from workers.records import Batch, TokenLogprobs
+from workers.segments import packed, reads_segments
 
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 
@@ -97,14 +102,19 @@ def _ready_to_train(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMo
     return model
 
 
+Text = Mapping[str, Tensor | int]
+"""What a model's body reads, by the names of its own arguments."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInputs:
-    """A batch as the model reads it. `N` counts the response tokens of the batch, padding left out."""
+    """A batch as the model reads it. `N` counts the response tokens of the batch, padding left out; `S` is the width of
+    the padded rows, or of the one row that all of them are packed into."""
 
-    input_ids_BS: Tensor
-    """Right-padded prompts and responses."""
+    text: Text
+    """Prompts and responses."""
     predictor_N: Tensor
-    """Flat positions in [B * S] whose hidden state predicts each response token: one before it."""
+    """Flat positions in [B * S] whose hidden state predicts each response token: one before it, in the same row."""
     target_N: Tensor
     """The response tokens."""
     row_N: Tensor
@@ -114,41 +124,75 @@ class ModelInputs:
     """Flat position of each row's last token."""
 
 
-def inputs_for(batch: Batch, *, device: torch.device) -> ModelInputs:
-    """Lay a batch out for the model. The one place that knows rows are padded and positions are 1-D."""
-    input_ids_BS = nn.utils.rnn.pad_sequence(list(batch.context), batch_first=True)
-    width = input_ids_BS.shape[1]
-    rows, columns = [], []
-    for row, (tokens, prompt_length) in enumerate(zip(batch.context, batch.prompt_lengths, strict=True)):
-        columns.append(torch.arange(len(tokens) - prompt_length))
-        rows.append(torch.full((len(tokens) - prompt_length,), row))
+def inputs_for(batch: Batch, *, device: torch.device, packing: bool = False) -> ModelInputs:
+    """Lay a batch out for the model. The one place that knows how rows lie and that positions are 1-D."""
+    lengths, rows, columns = batch.lengths(), [], []
+    for row, (length, prompt_length) in enumerate(zip(lengths, batch.prompt_lengths, strict=True)):
+        columns.append(torch.arange(length - prompt_length))
+        rows.append(torch.full((length - prompt_length,), row))
     row_N, column_N = torch.cat(rows), torch.cat(columns)
-    predictor_N = row_N * width + torch.tensor(batch.prompt_lengths)[row_N] + column_N - 1
+    start_B = torch.tensor([0, *accumulate(lengths)][:-1]) if packing else torch.arange(len(batch)) * max(lengths)
+    predictor_N = (start_B + torch.tensor(batch.prompt_lengths))[row_N] + column_N - 1
     return ModelInputs(
-        input_ids_BS=input_ids_BS.to(device),
+        text=packed(batch.context, device) if packing else {"input_ids": _padded(batch.context).to(device)},
         predictor_N=predictor_N.to(device),
         target_N=batch.token_ids_BT[row_N, column_N].to(device),
         row_N=row_N.to(device),
         column_N=column_N.to(device),
-        last_B=(torch.arange(len(batch)) * width + torch.tensor(batch.lengths()) - 1).to(device),
+        last_B=(start_B + torch.tensor(lengths) - 1).to(device),
     )
 
 
-class TokenScorer(nn.Module):
+def noise_for(batch: Batch, noise: EmbeddingNoise, *, width: int, device: torch.device, packing: bool) -> Tensor:
+    """[B, S, width], or [1, S, width] packed: what is added to the embeddings of `inputs_for`'s tokens."""
+    rows = [noise.of_row(row, length=length, width=width) for row, length in enumerate(batch.lengths())]
+    return (torch.cat(rows)[None] if packing else _padded(rows)).to(device)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+class Scorer(nn.Module):
+    """A model that is asked about the tokens of a batch, at the positions that matter."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def packing(self) -> bool:
+        """Whether rows are packed for this model."""
+        return reads_segments(self.model)
+
+    @property
+    def embedding_width(self) -> int:
+        return self.model.get_input_embeddings().embedding_dim
+
+    def _hidden(self, text: Text, noise_BSH: Tensor | None = None) -> Tensor:
+        """[B * S, hidden]: what the model's body makes of each token and of all before it in its row."""
+        if noise_BSH is not None:
+            embedded_BSH = self.model.get_input_embeddings()(text["input_ids"])
+            others = {name: value for name, value in text.items() if name != "input_ids"}
+            text = {"inputs_embeds": embedded_BSH + noise_BSH.to(embedded_BSH.dtype), **others}
+        return self.model.base_model(**text, use_cache=False).last_hidden_state.flatten(0, 1)
+
+
+class TokenScorer(Scorer):
     """Log-probs and entropies of response tokens; logits are computed at response positions only, in float32."""
 
-    def __init__(self, language_model: PreTrainedModel) -> None:
-        super().__init__()
-        self.language_model = language_model
-
     def forward(
-        self, input_ids_BS: Tensor, predictor_N: Tensor, target_N: Tensor, temperature: float, entropy_gradient: bool
+        self,
+        text: Text,
+        noise_BSH: Tensor | None,
+        predictor_N: Tensor,
+        target_N: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """Returns ([N] log-probs, [N] entropies), of logits / temperature; entropies with a gradient if asked."""
-        body = self.language_model.base_model
-        hidden_BSH = body(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BSH.flatten(0, 1)[predictor_N]
-        logits_NV = _at_least_float32(self.language_model.get_output_embeddings()(hidden_NH)) / temperature
+        hidden_NH = self._hidden(text, noise_BSH)[predictor_N]
+        logits_NV = _at_least_float32(self.model.get_output_embeddings()(hidden_NH)) / temperature
         log_normaliser_N = logits_NV.logsumexp(dim=-1)
         logprobs_N = logits_NV.gather(1, target_N[:, None]).squeeze(1) - log_normaliser_N
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -158,56 +202,55 @@ class TokenScorer(nn.Module):
 
 
 def score_tokens(
-    scorer: nn.Module, batch: Batch, *, temperature: float, device: torch.device, entropy_gradient: bool = False
+    scorer: TokenScorer,
+    batch: Batch,
+    *,
+    temperature: float,
+    device: torch.device,
+    entropy_gradient: bool = False,
+    noise: EmbeddingNoise | None = None,
 ) -> TokenLogprobs:
     """`scorer` is a TokenScorer, or the DeepSpeed engine around one."""
-    inputs = inputs_for(batch, device=device)
+    inputs = inputs_for(batch, device=device, packing=scorer.packing)
+    noise_BSH = None
+    if noise is not None:
+        noise_BSH = noise_for(batch, noise, width=scorer.embedding_width, device=device, packing=scorer.packing)
     logprobs_N, entropy_N = scorer(
-        inputs.input_ids_BS, inputs.predictor_N, inputs.target_N, temperature, entropy_gradient
+        inputs.text, noise_BSH, inputs.predictor_N, inputs.target_N, temperature, entropy_gradient
     )
     return TokenLogprobs(
         logprobs_BT=_in_place(logprobs_N, inputs, batch), entropy_BT=_in_place(entropy_N, inputs, batch)
     )
 
 
-class ValueScorer(nn.Module):
-    """What a critic expects before each response token: a number from the hidden state that predicts the token."""
+class ValueScorer(Scorer):
+    """What a critic (`load_value_model`) expects before each response token: a number from the hidden state that
+    predicts the token."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model` is a sequence classifier with one label (`load_value_model`)."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids_BS: Tensor, predictor_N: Tensor) -> Tensor:
+    def forward(self, text: Text, predictor_N: Tensor) -> Tensor:
         """[N] values, in at least float32."""
-        hidden_BSH = self.model.base_model(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        return _at_least_float32(self.model.score(hidden_BSH.flatten(0, 1)[predictor_N])).squeeze(-1)
+        return _at_least_float32(self.model.score(self._hidden(text)[predictor_N])).squeeze(-1)
 
 
-def score_values(scorer: nn.Module, batch: Batch, *, device: torch.device) -> Tensor:
+def score_values(scorer: ValueScorer, batch: Batch, *, device: torch.device) -> Tensor:
     """[B, T]; 0 where there is no token. `scorer` is a ValueScorer, or the DeepSpeed engine around one."""
-    inputs = inputs_for(batch, device=device)
-    return _in_place(scorer(inputs.input_ids_BS, inputs.predictor_N), inputs, batch)
+    inputs = inputs_for(batch, device=device, packing=scorer.packing)
+    return _in_place(scorer(inputs.text, inputs.predictor_N), inputs, batch)
 
 
-class TextScorer(nn.Module):
-    """What a reward model gives for a whole text: a number from the hidden state of its last token."""
+class TextScorer(Scorer):
+    """What a reward model (`load_value_model`) gives for a whole text: a number from the hidden state of its last
+    token."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model` is a sequence classifier with one label (`load_value_model`)."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids_BS: Tensor, last_B: Tensor) -> Tensor:
+    def forward(self, text: Text, last_B: Tensor) -> Tensor:
         """[B] scores, in at least float32."""
-        hidden_BSH = self.model.base_model(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        return _at_least_float32(self.model.score(hidden_BSH.flatten(0, 1)[last_B])).squeeze(-1)
+        return _at_least_float32(self.model.score(self._hidden(text)[last_B])).squeeze(-1)
 
 
-def score_texts(scorer: nn.Module, batch: Batch, *, device: torch.device) -> Tensor:
+def score_texts(scorer: TextScorer, batch: Batch, *, device: torch.device) -> Tensor:
     """[B]. `scorer` is a TextScorer, or the DeepSpeed engine around one."""
-    inputs = inputs_for(batch, device=device)
-    return scorer(inputs.input_ids_BS, inputs.last_B)
+    inputs = inputs_for(batch, device=device, packing=scorer.packing)
+    return scorer(inputs.text, inputs.last_B)
 
 
 def _in_place(value_N: Tensor, inputs: ModelInputs, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from workers.batches import collate, select_experience, select_lessons
 from workers.config import OldLogprobs
+from workers.embedding_noise import EmbeddingNoise, noise_seed
 from workers.lessons import LanguageObjective, Lesson, LessonBatch, Part, Share
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import (
@@ -190,10 +191,27 @@ class PolicyWorker(StudentWorker):
     # ------------------------------------------------------------------ offline stages
 
     def _lesson_loss(
-        self, lessons: LessonBatch, totals: Totals, objective: LanguageObjective, reference_point: float
+        self,
+        lessons: LessonBatch,
+        totals: Totals,
+        objective: LanguageObjective,
+        reference_point: float,
+        noise: EmbeddingNoise | None,
     ) -> Loss:
-        policy = score_tokens(self._engine, lessons.batch, temperature=1.0, device=self._device)
+        policy = score_tokens(self._engine, lessons.batch, temperature=1.0, device=self._device, noise=noise)
         return objective.loss(policy, lessons, totals, reference_point)
+
+    def _noise(self, share: Share, objective: LanguageObjective) -> EmbeddingNoise | None:
+        alpha, update = objective.needs.embedding_noise, self._updates_done
+        if not alpha:
+            return None
+        seeds = [
+            noise_seed(self._seed, update, lesson.id, number)
+            for lesson in share.lessons
+            for number in range(len(lesson.examples))
+        ]
+        # The blank row at the end is nobody's lesson.
+        return EmbeddingNoise(alpha=alpha, seeds=(*seeds, 0))
 
     def first_logprobs(self, lessons: tuple[Lesson, ...]) -> tuple[np.ndarray, ...]:
         """[T] float32 for each of their sequences, of the model before its first update: the reference of whatever is

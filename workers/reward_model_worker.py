@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from workers.embedding_noise import EmbeddingNoise
 from workers.lessons import LessonBatch, ScoreObjective
 from workers.model import TextScorer, load_value_model, score_texts
 from workers.records import Loss, Totals
@@ -22,6 +23,11 @@ class RewardModelWorker(StudentWorker):
         return TextScorer(model)
 
     def _lesson_loss(
-        self, lessons: LessonBatch, totals: Totals, objective: ScoreObjective, reference_point: float
+        self,
+        lessons: LessonBatch,
+        totals: Totals,
+        objective: ScoreObjective,
+        reference_point: float,
+        noise: EmbeddingNoise | None,
     ) -> Loss:
         return objective.loss(score_texts(self._engine, lessons.batch, device=self._device), lessons, totals)

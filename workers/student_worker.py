@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from workers.batches import append_blank_lesson, collate_lessons, lessons_on_device, select_lessons, units_of
+from workers.embedding_noise import EmbeddingNoise
 from workers.lessons import LessonBatch, Objective, Part, Share
 from workers.records import Batch, Loss, Totals
 from workers.tally import Tally, UpdateReport
@@ -22,10 +23,12 @@ class StudentWorker(TrainWorker):
         """One optimizer step on this rank's lessons; `totals` count all ranks'."""
         lessons = self._lessons_on_device(share)
         point = self._reference_point(lessons, objective)
+        noise = self._noise(share, objective)
         tally = Tally(num_updates=1)
 
         def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:
-            return self._lesson_loss(select_lessons(lessons, chosen), totals, objective, point)
+            own_noise = noise and noise.select(chosen)
+            return self._lesson_loss(select_lessons(lessons, chosen), totals, objective, point, own_noise)
 
         self._optimizer_step(lessons.batch, _learned(lessons), micro_loss, tally=tally)
         return tally.report()
@@ -40,17 +43,26 @@ class StudentWorker(TrainWorker):
             for chosen in self._micro_batches(lessons.batch, _learned(lessons)):
                 picked = select_lessons(lessons, chosen)
                 tally.add_tokens(int(picked.batch.mask_BT.sum()))
-                tally.add_loss(self._lesson_loss(picked, totals, objective, point))
+                tally.add_loss(self._lesson_loss(picked, totals, objective, point, None))
         return tally.report()
 
     @abstractmethod
     def _lesson_loss(
-        self, lessons: LessonBatch, totals: Totals, objective: Objective, reference_point: float
+        self,
+        lessons: LessonBatch,
+        totals: Totals,
+        objective: Objective,
+        reference_point: float,
+        noise: EmbeddingNoise | None,
     ) -> Loss: ...
 
     def _reference_point(self, lessons: LessonBatch, objective: Objective) -> float:
         """See `OfflineNeeds.reference_point`; 0 for an objective that asks for none."""
         return 0.0
+
+    def _noise(self, share: Share, objective: Objective) -> EmbeddingNoise | None:
+        """See `OfflineNeeds.embedding_noise`; of every row, in this update."""
+        return None
 
     def _lessons_on_device(self, share: Share) -> LessonBatch:
         """Its blank row last."""

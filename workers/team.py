@@ -167,7 +167,9 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             FrozenWorker,
             hosting,
             role="reference",
-            arguments=[(team.model, team.cluster.device, team.seed, team.train.tokens_per_micro_batch)]
+            arguments=[
+                (team.model, team.cluster.device, team.seed, team.train.tokens_per_micro_batch, team.train.packing)
+            ]
             * int(team.reference),
         ),
         reward=RewardGroup(

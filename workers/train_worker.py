@@ -25,6 +25,7 @@ from workers.config import Device, ModelConfig, Precision, TrainConfig
 from workers.meeting import MeetingPoint, join
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.records import Batch, Loss, Update
+from workers.segments import attend_by_segment
 from workers.tally import Tally
 
 
@@ -101,6 +102,7 @@ class TrainWorker(ABC):
         import deepspeed
 
         self._train, self._rank, self._total_updates = setup.train, rank, setup.total_updates
+        self._seed = setup.seed
         self._device = torch.device("cuda", 0) if setup.device is Device.CUDA else torch.device("cpu")
         os.environ.update(RANK=str(rank.rank), WORLD_SIZE=str(rank.world_size), LOCAL_RANK="0")
         # On CPU DeepSpeed would compile a collective of its own for minutes; gloo has one.
@@ -117,6 +119,8 @@ class TrainWorker(ABC):
 
             self._hf_deepspeed = HfDeepSpeedConfig(settings)
         self._model = self._load_model(setup)
+        if setup.train.packing:
+            attend_by_segment(self._model)
         self._model.train()
         scorer = self._scorer(self._model)
         self._engine, *_ = deepspeed.initialize(
@@ -168,6 +172,7 @@ class TrainWorker(ABC):
         pieces = cut(
             [tuple(lengths[row] for row in unit) for unit in units],
             tokens_per_micro_batch=self._train.tokens_per_micro_batch,
+            packing=self._train.packing,
         )
         chosen = [tuple(row for number in piece for row in units[number]) for piece in pieces]
         if self._rank.world_size > 1:

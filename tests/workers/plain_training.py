@@ -12,7 +12,7 @@ import numpy as np
 import tiny
 import torch
 from tiny import count, made_up, outcomes_of, rollout_of, toy_groups
-from trainers import Lesson
+from trainers import UpdateRows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from engine.algorithms.base import Algorithm
@@ -54,7 +54,7 @@ def alone(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
     return said.detach()[torch.from_numpy(rollout.action_mask())]
 
 
-def plain_policy(setup: TrainerSetup, lessons: Sequence[Lesson], teacher: Teacher, *, temperature: float) -> Plain:
+def plain_policy(setup: TrainerSetup, lessons: Sequence[UpdateRows], teacher: Teacher, *, temperature: float) -> Plain:
     model = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=torch.float32)
 
     def said(row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ def plain_policy(setup: TrainerSetup, lessons: Sequence[Lesson], teacher: Teache
     return _adamw(model, setup, lessons, lesson_loss)
 
 
-def plain_critic(setup: TrainerSetup, lessons: Sequence[Lesson], *, value_clip: float) -> Plain:
+def plain_critic(setup: TrainerSetup, lessons: Sequence[UpdateRows], *, value_clip: float) -> Plain:
     """Half the squared error of the clipped value where that is worse, averaged over tokens."""
     model = AutoModelForSequenceClassification.from_pretrained(setup.model.path, num_labels=1, dtype=torch.float32)
     if not tiny.is_reward_model(setup.model.path):
@@ -109,7 +109,7 @@ def plain_critic(setup: TrainerSetup, lessons: Sequence[Lesson], *, value_clip: 
 def _adamw(
     model: PreTrainedModel,
     setup: TrainerSetup,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[UpdateRows],
     lesson_loss: Callable[[Sequence[Row]], Callable[[Sequence[Row], Totals], torch.Tensor]],
 ) -> Plain:
     config, losses, norms = setup.train, [], []

@@ -5,54 +5,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import example_of, rollout_of, toy_groups, toy_rows
+from tiny import pairs_of, rollout_of, text_of, toy_groups, toy_rows
 
 from workers.batches import (
     append_blank,
+    append_blank_lesson,
     collate,
-    collate_examples,
+    collate_lessons,
     cut,
     pad_with_blank,
     scatter_rows,
     select,
     select_experience,
+    select_lessons,
+    units_of,
 )
-from workers.records import Credit, Example, Experience, Group, ModelOutputs, Row, ScoredRollout
+from workers.lessons import Example, Lesson, Part
+from workers.records import Credit, Experience, Group, ModelOutputs, Row, ScoredRollout
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+UNITS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
+"""The lengths of rows that stay together."""
+BUDGETS = st.integers(1, 120)
 
 
-@given(LENGTHS, st.integers(1, 120))
+def alone(lengths: Sequence[int]) -> list[tuple[int]]:
+    """Every row is a unit of its own."""
+    return [(length,) for length in lengths]
+
+
+@given(UNITS, BUDGETS, st.booleans())
 @settings(deadline=None)
-def test_every_row_is_in_one_micro_batch(lengths: list[int], budget: int) -> None:
-    pieces = cut(lengths, tokens_per_micro_batch=budget)
-    assert sorted(row for piece in pieces for row in piece) == list(range(len(lengths)))
+def test_every_unit_is_in_one_micro_batch(units: list[tuple[int, ...]], budget: int, packing: bool) -> None:
+    pieces = cut(units, tokens_per_micro_batch=budget, packing=packing)
+    assert sorted(unit for piece in pieces for unit in piece) == list(range(len(units)))
 
 
-@given(LENGTHS, st.integers(1, 120))
+@given(UNITS, BUDGETS, st.booleans())
 @settings(deadline=None)
-def test_padded_micro_batches_stay_within_the_budget_or_hold_one_row_that_exceeds_it(
-    lengths: list[int], budget: int
+def test_micro_batches_stay_within_the_budget_or_hold_one_unit_that_exceeds_it(
+    units: list[tuple[int, ...]], budget: int, packing: bool
 ) -> None:
-    for piece in cut(lengths, tokens_per_micro_batch=budget):
-        padded = len(piece) * max(lengths[row] for row in piece)
-        assert padded <= budget or (len(piece) == 1 and lengths[piece[0]] > budget)
+    for piece in cut(units, tokens_per_micro_batch=budget, packing=packing):
+        lengths = [length for unit in piece for length in units[unit]]
+        cost = sum(lengths) if packing else len(lengths) * max(lengths)
+        assert cost <= budget or len(piece) == 1
 
 
-@given(LENGTHS, st.integers(1, 120))
+@given(LENGTHS, BUDGETS)
 @settings(deadline=None)
 def test_no_micro_batch_could_have_taken_the_next_ones_first_row(lengths: list[int], budget: int) -> None:
-    pieces = cut(lengths, tokens_per_micro_batch=budget)
+    pieces = cut(alone(lengths), tokens_per_micro_batch=budget)
     for piece in pieces[:-1]:
         assert (len(piece) + 1) * max(lengths[row] for row in piece) > budget
 
 
+@given(UNITS, BUDGETS)
+@settings(deadline=None)
+def test_no_two_packed_micro_batches_could_have_been_one(units: list[tuple[int, ...]], budget: int) -> None:
+    pieces = cut(units, tokens_per_micro_batch=budget, packing=True)
+    tokens = sorted(sum(sum(units[unit]) for unit in piece) for piece in pieces)
+    assert len(tokens) == 1 or tokens[0] + tokens[1] > budget
+
+
+@given(LENGTHS, BUDGETS)
+@settings(deadline=None)
+def test_packing_never_makes_more_micro_batches(lengths: list[int], budget: int) -> None:
+    padded, packed = (cut(alone(lengths), tokens_per_micro_batch=budget, packing=packing) for packing in (False, True))
+    assert len(packed) <= len(padded)
+
+
+def test_packed_units_go_where_they_leave_the_least_room() -> None:
+    units = [(4,), (2, 4), (3,), (7,), (1, 1)]
+    assert cut(units, tokens_per_micro_batch=10, packing=True) == ((3, 2), (1, 0), (4,))
+
+
 def test_no_rows_make_no_micro_batch() -> None:
-    assert cut([], tokens_per_micro_batch=8) == ()
+    assert cut([], tokens_per_micro_batch=8) == cut([], tokens_per_micro_batch=8, packing=True) == ()
 
 
 def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
@@ -108,25 +142,67 @@ def test_a_row_without_its_group_is_an_error() -> None:
         collate([Row(draw=5, sample=0, reward=0.0, prompt_tokens=1)], toy_groups(num_groups=2))
 
 
+def text(id: str, token_ids: tuple[int, ...], mask: tuple[bool, ...]) -> Lesson:
+    prompt_length = len(token_ids) - len(mask)
+    example = Example(part=Part.TEXT, token_ids=token_ids, prompt_length=prompt_length, mask=mask)
+    return Lesson(id=id, examples=(example,), margin=0.0)
+
+
 def test_an_examples_mask_starts_at_its_first_trained_token() -> None:
-    examples = [
-        Example(id="a", token_ids=(5, 6, 7, 8), prompt_length=1, mask=(True, False, True)),
-        Example(id="b", token_ids=(9, 10, 11), prompt_length=2, mask=(True,)),
-    ]
-    batch = collate_examples(examples)
+    texts = [text("a", (5, 6, 7, 8), (True, False, True)), text("b", (9, 10, 11), (True,))]
+    batch = collate_lessons(texts, ()).batch
     assert batch.token_ids_BT.tolist() == [[6, 7, 8], [11, 0, 0]]
     assert batch.mask_BT.tolist() == [[True, False, True], [True, False, False]]
     assert [tokens.tolist() for tokens in batch.context] == [[5, 6, 7, 8], [9, 10, 11]]
     assert batch.prompt_tokens_B.tolist() == [2, 1], "each is a prompt of its own"
 
 
-def test_examples_and_rollouts_of_the_same_tokens_are_the_same_batch() -> None:
+def test_lessons_and_rollouts_of_the_same_tokens_are_the_same_batch() -> None:
     groups, rows = toy_groups(), toy_rows((0, 1))
-    online, offline = collate(rows, groups), collate_examples([example_of(row, groups) for row in rows])
+    online, offline = collate(rows, groups), collate_lessons([text_of(row, groups) for row in rows], ()).batch
     assert torch.equal(online.token_ids_BT, offline.token_ids_BT)
     assert torch.equal(online.mask_BT, offline.mask_BT)
     assert online.lengths() == offline.lengths()
     assert online.prompt_lengths == offline.prompt_lengths
+
+
+def test_what_belongs_to_a_lesson_is_beside_each_of_its_sequences() -> None:
+    groups, rows = toy_groups(), toy_rows((1, 2))
+    pairs = pairs_of(rows, groups)
+    said = [np.full(len(rollout_of(row, groups).token_ids), -1.0 - number) for number, row in enumerate(rows)]
+    lessons = append_blank_lesson(collate_lessons(pairs, said))
+    assert lessons.parts == (Part.CHOSEN, Part.REJECTED) * 4 + (Part.TEXT,)
+    assert lessons.lesson_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, -1]
+    assert lessons.margin_B.tolist() == [0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5, 0.0]
+    for number, row in enumerate(rows):
+        length = len(rollout_of(row, groups).token_ids)
+        assert (lessons.reference_logprobs_BT[number, :length] == -1.0 - number).all()
+        assert not lessons.reference_logprobs_BT[number, length:].any()
+    part = select_lessons(lessons, [5, 2])
+    assert part.parts == (Part.REJECTED, Part.CHOSEN) and part.lesson_B.tolist() == [2, 1]
+    assert part.reference_logprobs_BT.shape == part.batch.mask_BT.shape
+    assert part.reference_logprobs_BT[:, 0].tolist() == [-6.0, -3.0]
+    assert part.margin_B.tolist() == [0.0, 0.5]
+
+
+@given(BUDGETS, st.booleans(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=30)
+def test_a_lesson_is_never_split_between_micro_batches(budget: int, packing: bool, random: object) -> None:
+    groups, rows = toy_groups(), [*toy_rows((0, 1, 2, 3))]
+    random.shuffle(rows)
+    lessons = collate_lessons(pairs_of(rows, groups), ())
+    units = units_of(lessons, range(len(lessons)))
+    lengths = lessons.batch.lengths()
+    pieces = cut(
+        [tuple(lengths[row] for row in unit) for unit in units], tokens_per_micro_batch=budget, packing=packing
+    )
+    seen = []
+    for piece in pieces:
+        part = select_lessons(lessons, [row for unit in piece for row in units[unit]])
+        assert part.parts == (Part.CHOSEN, Part.REJECTED) * len(piece)
+        seen += part.lesson_B.tolist()[::2]
+        assert part.lesson_B.tolist()[::2] == part.lesson_B.tolist()[1::2]
+    assert sorted(seen) == list(range(len(rows) // 2))
 
 
 def test_the_blank_row_trains_nothing_and_changes_no_other() -> None:
@@ -142,15 +218,15 @@ def test_the_blank_row_trains_nothing_and_changes_no_other() -> None:
     assert torch.equal(padded.rollout_logprobs_BT[:-1], batch.rollout_logprobs_BT)
 
 
-@given(st.integers(1, 200), st.randoms(use_true_random=False))
+@given(st.integers(1, 200), st.booleans(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=30)
-def test_cut_and_selected_rows_scatter_back_to_where_they_were(budget: int, random: object) -> None:
+def test_cut_and_selected_rows_scatter_back_to_where_they_were(budget: int, packing: bool, random: object) -> None:
     groups = toy_groups()
     rows = list(toy_rows((0, 1, 2)))
     random.shuffle(rows)
     batch = collate(rows, groups)
     pieces = []
-    for chosen in cut(batch.lengths(), tokens_per_micro_batch=budget):
+    for chosen in cut(alone(batch.lengths()), tokens_per_micro_batch=budget, packing=packing):
         piece = select(batch, chosen)
         assert piece.mask_BT.shape[1] == max(len(rollout_of(rows[row], groups).token_ids) for row in chosen)
         pieces.append((chosen, piece.rollout_logprobs_BT))

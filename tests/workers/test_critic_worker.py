@@ -14,7 +14,7 @@ import tiny
 import torch
 from plain_training import Plain, action_mask, context_of, distance, plain_critic, same_bits, summed
 from tiny import ALL, EACH, ODD, count, made_up, toy_groups, toy_rows
-from trainers import Call, Lesson, TrainerProcesses, learn_values, step_of, trainer_setup
+from trainers import Call, TrainerProcesses, UpdateRows, learn_values, step_of, trainer_setup
 from transformers import AutoModelForSequenceClassification
 
 from engine.algorithms.ppo import PPO
@@ -34,7 +34,7 @@ def reward_model(folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.write_reward_model(tmp_path_factory.mktemp("reward-model"), folder)
 
 
-def steps(lessons: Sequence[Lesson], *, ranks: int = 1, **more: Any) -> list[Call]:
+def steps(lessons: Sequence[UpdateRows], *, ranks: int = 1, **more: Any) -> list[Call]:
     return [("step", (step_of(lesson, ALGORITHM, ranks=ranks, **more),)) for lesson in lessons]
 
 
@@ -93,9 +93,14 @@ def test_a_reward_model_brings_its_head_along(
 # ----------------------------------------------------------------------------- learning
 
 
-QUICK = {(1, 0, ALL), (1, 1, EACH), (1, 3, ODD), (2, 0, EACH), (2, 1, ODD), (2, 2, ALL), (2, 3, EACH)}
+PADDED, PACKED = False, True
+QUICK = {
+    (1, 0, ALL, PADDED), (1, 1, EACH, PADDED), (1, 3, ODD, PADDED), (2, 0, EACH, PADDED), (2, 1, ODD, PADDED),
+    (2, 2, ALL, PADDED), (2, 3, EACH, PADDED), (1, 1, ODD, PACKED), (2, 3, ODD, PACKED),
+}  # fmt: skip
 EVERY = [
-    pytest.param(*way, marks=() if way in QUICK else slow) for way in product((1, 2), (0, 1, 2, 3), (ALL, EACH, ODD))
+    pytest.param(*way, marks=() if way in QUICK else slow)
+    for way in product((1, 2), (0, 1, 2, 3), (ALL, EACH, ODD), (PADDED, PACKED))
 ]
 
 
@@ -104,11 +109,12 @@ def expected(reward_model: str) -> Plain:
     return plain_critic(trainer_setup(reward_model), LESSONS, value_clip=ALGORITHM.value_clip)
 
 
-@pytest.mark.parametrize(("ranks", "stage", "budget"), EVERY)
+@pytest.mark.parametrize(("ranks", "stage", "budget", "packing"), EVERY)
 def test_three_updates_are_those_of_plain_full_batch_adamw(
-    processes: dict[int, TrainerProcesses], reward_model: str, expected: Plain, ranks: int, stage: int, budget: int
-) -> None:
-    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget)
+    processes: dict[int, TrainerProcesses], reward_model: str, expected: Plain,
+    ranks: int, stage: int, budget: int, packing: bool,
+) -> None:  # fmt: skip
+    setup = trainer_setup(reward_model, zero_stage=stage, tokens_per_micro_batch=budget, packing=packing)
     answers = run(processes[ranks], setup, *steps(LESSONS, ranks=ranks), WEIGHTS)
     weights = answers[0][2]
     assert all(same_bits(answer[2], weights) for answer in answers), "all ranks hold the same weights"

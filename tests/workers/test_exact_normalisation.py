@@ -35,6 +35,7 @@ from engine.algorithms.rloo import RLOO, RatioOf
 from workers.batches import append_blank, collate, cut, pad_with_blank, select_experience
 from workers.model import TokenScorer, ValueScorer, score_tokens, score_values
 from workers.records import Credit, Experience, Loss, ModelOutputs, Row, TokenLogprobs, Totals
+from workers.segments import attend_by_segment
 from workers.whitening import whitened
 
 slow = pytest.mark.slow
@@ -86,13 +87,21 @@ def scorer(folder: str) -> TokenScorer:
 
 
 @pytest.fixture(scope="module")
+def packer(folder: str) -> TokenScorer:
+    """The same policy, whose rows are packed."""
+    scorer = TokenScorer(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+    attend_by_segment(scorer)
+    return scorer
+
+
+@pytest.fixture(scope="module")
 def old(scorer: TokenScorer) -> dict[tuple[int, int], torch.Tensor]:
     """The policy's own log-probs, moved far enough for ratios to be clipped on both sides."""
     said = {}
     for row in ROWS:
         tokens_1S, prompt = context_of(row)
         with torch.no_grad():
-            logits_TV = scorer.language_model(tokens_1S).logits[0, prompt - 1 : -1] / TEMPERATURE
+            logits_TV = scorer.model(tokens_1S).logits[0, prompt - 1 : -1] / TEMPERATURE
         own_T = logits_TV.log_softmax(-1)[torch.arange(len(logits_TV)), tokens_1S[0, prompt:]]
         said[row.draw, row.sample] = own_T + 0.5 * torch.sin(7.0 * torch.arange(len(own_T)) + row.draw + row.sample)
     return said
@@ -170,9 +179,20 @@ def splits(past: Experience) -> dict[str, list[Experience]]:
     return {
         "one row each": cut_up(past, [[row] for row in everything]),
         "two and the rest": cut_up(past, [everything[:2], everything[2:]]),
-        "a token budget": cut_up(past, cut(past.batch.lengths(), tokens_per_micro_batch=ODD)),
+        "a token budget": cut_up(past, cut([(n,) for n in past.batch.lengths()], tokens_per_micro_batch=ODD)),
         "seven more columns": [widened(past)],
         "blank rows between": cut_up(with_blank(past), [everything[5:], [len(ROWS)], everything[:5], [len(ROWS)]]),
+    }
+
+
+def packed_splits(past: Experience) -> dict[str, list[Experience]]:
+    lengths = past.batch.lengths()
+    pieces = cut([(length,) for length in lengths], tokens_per_micro_batch=ODD, packing=True)
+    assert 1 < len(pieces) < len(cut([(length,) for length in lengths], tokens_per_micro_batch=ODD))
+    return {
+        "all in one row": [past],
+        "packed to a token budget": cut_up(past, pieces),
+        "packed, blank rows between": cut_up(with_blank(past), [range(5, len(ROWS)), [len(ROWS)], range(5)]),
     }
 
 
@@ -209,8 +229,9 @@ EVERY_CASE = [
 
 
 @pytest.mark.parametrize("algorithm", EVERY_CASE)
-def test_the_gradient_is_the_same_however_rows_are_split_padded_and_ordered(
+def test_the_gradient_is_the_same_however_rows_are_split_padded_packed_and_ordered(
     scorer: TokenScorer,
+    packer: TokenScorer,
     of_rows: Callable[[Sequence[Row], PolicyGradient], Experience],
     algorithm: PolicyGradient,
 ) -> None:
@@ -219,6 +240,8 @@ def test_the_gradient_is_the_same_however_rows_are_split_padded_and_ordered(
     assert whole.of_parameters.norm() > 1e-4, "a gradient of zero would be equal to itself"
     for name, micro_batches in splits(past).items():
         assert gradient(scorer, micro_batches, loss_of).is_that_of(whole), name
+    for name, micro_batches in packed_splits(past).items():
+        assert gradient(packer, micro_batches, policy_loss_of(packer, algorithm)).is_that_of(whole), name
     shuffled = [ROWS[(5 * number + 3) % len(ROWS)] for number in range(len(ROWS))]
     assert gradient(scorer, [of_rows(shuffled, algorithm)], loss_of).is_that_of(whole), "another order"
 
@@ -266,7 +289,7 @@ def test_whatever_is_at_masked_positions_changes_no_bit_of_the_gradient(
 
 
 @pytest.mark.parametrize("mode", list(Aggregation))
-def test_the_critics_gradient_is_the_same_however_rows_are_split_and_padded(
+def test_the_critics_gradient_is_the_same_however_rows_are_split_padded_and_packed(
     folder: str, of_rows: Callable[[Sequence[Row], PolicyGradient], Experience], mode: Aggregation
 ) -> None:
     torch.manual_seed(3)
@@ -282,6 +305,9 @@ def test_the_critics_gradient_is_the_same_however_rows_are_split_and_padded(
         assert gradient(critic, micro_batches, loss_of).is_that_of(whole), name
     same = gradient(critic, [poisoned(past, nan)], loss_of)
     assert torch.equal(same.of_parameters, whole.of_parameters)
+    attend_by_segment(critic)
+    for name, micro_batches in packed_splits(past).items():
+        assert gradient(critic, micro_batches, loss_of).is_that_of(whole), name
 
 
 def test_the_comparison_would_notice_a_mean_of_micro_batch_means(
@@ -307,16 +333,23 @@ LESSONS = ((toy_rows((0, 1)), toy_rows((2, 3))), (toy_rows((4, 5)),))
 """Three updates: in the second the policy is no longer the one that was asked for the old log-probs."""
 BACKWARDS = tuple(tuple(rows[::-1] for rows in lesson) for lesson in LESSONS)
 TAUGHT = {**ALGORITHMS, **MODES}
-WAYS = ((2, 1, ODD), (1, 3, EACH), (2, 0, EACH), (1, 2, ODD), (2, 3, ODD), (1, 0, ALL), (2, 2, ALL), (1, 1, EACH))
-"""Ranks, ZeRO stage, tokens of a micro-batch."""
+PADDED, PACKED = False, True
+WAYS = (
+    (2, 1, ODD, PACKED), (1, 3, EACH, PADDED), (2, 0, EACH, PADDED), (1, 2, ODD, PADDED), (2, 3, ODD, PACKED),
+    (1, 0, ALL, PACKED), (2, 2, ALL, PADDED), (1, 1, EACH, PADDED),
+)  # fmt: skip
+"""Ranks, ZeRO stage, tokens of a micro-batch, how its rows lie."""
 QUICK = {
     *((name, *way) for name, way in zip(TAUGHT, cycle(WAYS), strict=False)),
     # Whitened over all ranks.
-    ("reinforce_pp", 2, 1, ODD), ("reinforce_pp_baseline", 2, 0, ALL), ("ppo", 2, 1, EACH),
+    ("reinforce_pp", 2, 1, ODD, PADDED), ("reinforce_pp_baseline", 2, 0, ALL, PADDED), ("ppo", 2, 1, EACH, PADDED),
+    ("ppo", 2, 2, ODD, PACKED), ("gspo", 1, 3, ODD, PACKED), ("rloo-sequence", 2, 0, ODD, PACKED),
+    ("dapo", 2, 3, ODD, PADDED), ("corrected", 2, 1, ODD, PACKED),
 }  # fmt: skip
 EVERY_WAY = [
     pytest.param(*case, marks=() if case in QUICK else slow)
-    for case in product(TAUGHT, (1, 2), (0, 1, 2, 3), (ALL, EACH, ODD))
+    for case in product(TAUGHT, (1, 2), (0, 1, 2, 3), (ALL, EACH, ODD), (PADDED, PACKED))
+    if case[-2] != EACH or case[-1] is PADDED
 ]
 
 
@@ -333,13 +366,13 @@ def plain_of(folder: str) -> Callable[[str], Plain]:
     return plain_of
 
 
-@pytest.mark.parametrize(("name", "ranks", "stage", "budget"), EVERY_WAY)
+@pytest.mark.parametrize(("name", "ranks", "stage", "budget", "packing"), EVERY_WAY)
 def test_three_updates_of_every_algorithm_are_those_of_full_batches(
     processes: dict[int, TrainerProcesses], folder: str, plain_of: Callable[[str], Plain],
-    name: str, ranks: int, stage: int, budget: int,
+    name: str, ranks: int, stage: int, budget: int, packing: bool,
 ) -> None:  # fmt: skip
     expected = plain_of(name)
-    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget)
+    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget, packing=packing)
     lessons = BACKWARDS if budget == ODD else LESSONS
     steps = [("step", (step_of(lesson, TAUGHT[name], ranks=ranks),)) for lesson in lessons]
     answers = processes[ranks](learn, setup, [*steps, ("weights", ())])

@@ -26,10 +26,11 @@ def two_updates() -> tuple[Update, ...]:
     return tuple(Update(rows=rows, totals=count(rows, groups)) for rows in (toy_rows((2, 0))[::-1], toy_rows((1,))))
 
 
+@pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("budget", [1, 37, 10**6])
-def test_outputs_are_those_of_each_row_alone_in_the_order_of_updates(folder: str, budget: int) -> None:
+def test_outputs_are_those_of_each_row_alone_in_the_order_of_updates(folder: str, budget: int, packing: bool) -> None:
     groups, updates = toy_groups(), two_updates()
-    worker = FrozenWorker(ModelConfig(path=folder), Device.CPU, 0, budget)
+    worker = FrozenWorker(ModelConfig(path=folder), Device.CPU, 0, budget, packing)
     # The order in which groups arrive is nobody's promise.
     outputs = worker.reference_outputs(updates, TEMPERATURE, *reversed(groups))
     whole_BT = outputs["reference_logprobs_BT"]
@@ -65,7 +66,7 @@ def says(worker: FrozenWorker) -> np.ndarray:
 
 
 def weights_of(worker: FrozenWorker) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in worker._scorer.language_model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in worker._scorer.model.named_parameters()}
 
 
 def moved_policy(folder: str) -> torch.nn.Module:

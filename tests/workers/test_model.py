@@ -140,7 +140,7 @@ def test_the_gradient_is_that_of_the_plain_model(scorer: TokenScorer, plain: tor
     for tokens, prompt_length in zip(batch.context, batch.prompt_lengths, strict=True):
         plain_logprobs(plain, tokens.tolist(), prompt_length, 0.7).sum().backward()
     expected = dict(plain.named_parameters())
-    for name, parameter in scorer.language_model.named_parameters():
+    for name, parameter in scorer.model.named_parameters():
         scale = expected[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, expected[name].grad, atol=2e-6 * max(scale, 1.0), rtol=1e-4)
 
@@ -148,7 +148,7 @@ def test_the_gradient_is_that_of_the_plain_model(scorer: TokenScorer, plain: tor
 def test_logits_are_computed_for_response_tokens_only(scorer: TokenScorer) -> None:
     batch = ragged_batch()
     shapes = []
-    head = scorer.language_model.get_output_embeddings()
+    head = scorer.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     score(scorer, batch)
     hook.remove()

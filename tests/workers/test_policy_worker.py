@@ -20,12 +20,12 @@ from plain_training import (
     sft_by_hand,
     summed,
 )
-from tiny import ALL, EACH, ODD, count, deal, example_of, toy_groups, toy_rows
+from tiny import ALL, EACH, ODD, count, deal, share_of, text_of, toy_groups, toy_rows
 from trainers import (
     WEIGHTS,
     Call,
-    Lesson,
     TrainerProcesses,
+    UpdateRows,
     grpo_calls,
     learn,
     reference_and_trainer,
@@ -49,13 +49,13 @@ LESSONS = tuple((toy_rows(draws),) for draws in ((0, 1), (2, 3), (4, 5)))
 # ----------------------------------------------------------------------------- asking the trainers
 
 
-def sft_calls(lessons: Sequence[Lesson], *, ranks: int = 1) -> list[list[Call]]:
+def sft_calls(lessons: Sequence[UpdateRows], *, ranks: int = 1) -> list[list[Call]]:
     groups = toy_groups()
     calls: list[list[Call]] = [[] for _ in range(ranks)]
     for (rows,) in lessons:
         for rank, update in enumerate(deal(rows, groups, ranks=ranks)):
-            examples = tuple(example_of(row, groups) for row in update.rows)
-            calls[rank].append(("fit", (examples, update.totals, SFT())))
+            share = share_of([text_of(row, groups) for row in update.rows])
+            calls[rank].append(("fit", (share, update.totals, SFT())))
     return calls
 
 
@@ -98,8 +98,9 @@ def test_three_updates_are_those_of_plain_full_batch_adamw(
 ) -> None:  # fmt: skip
     expected, groups = plain_of(task), toy_groups()
     setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget)
-    examples = tuple(example_of(row, groups) for row in LESSONS[0][0])
-    answers = run(processes[ranks], setup, TASKS[task][0](ranks), WEIGHTS, ("evaluate", (examples,)))
+    totals = count(LESSONS[0][0], groups)
+    measure: Call = ("assess", (share_of([text_of(row, groups) for row in LESSONS[0][0]]), totals, SFT()))
+    answers = run(processes[ranks], setup, TASKS[task][0](ranks), WEIGHTS, measure)
     weights = answers[0][3]
     # Measured: 6e-7. Three updates move a weight by up to 3e-3.
     assert distance(weights, expected.weights) < 5e-6
@@ -111,9 +112,11 @@ def test_three_updates_are_those_of_plain_full_batch_adamw(
         assert summed(reports, "gradient_norm") == pytest.approx(norm, rel=3e-6)
         assert sum(report.action_tokens for report in reports) == count(LESSONS[number][0], groups).tokens
         assert all(report.skipped_updates == 0 for report in reports)
-    nlls = [answer[4] for answer in answers]
-    assert all(nll == nlls[0] for nll in nlls), "all ranks hold the same weights"
-    assert nlls[0] == (pytest.approx(plain_nll(folder, expected), rel=1e-6), count(LESSONS[0][0], groups).tokens)
+    assessed = [answer[4] for answer in answers]
+    assert all(report == assessed[0] for report in assessed), "all ranks hold the same weights"
+    nll = plain_nll(folder, expected) / totals.tokens
+    assert assessed[0].contributions["nll"] == pytest.approx(nll, rel=1e-6)
+    assert assessed[0].action_tokens == totals.tokens
 
 
 def plain_nll(folder: str, trained: Plain) -> float:
@@ -294,11 +297,11 @@ def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("budget", [ALL, ODD, EACH])
+@pytest.mark.parametrize(("budget", "packing"), [(ALL, False), (ODD, False), (EACH, False), (ODD, True)])
 def test_the_reference_and_the_policy_start_at_a_divergence_of_exactly_zero(
-    processes: dict[int, TrainerProcesses], folder: str, budget: int
+    processes: dict[int, TrainerProcesses], folder: str, budget: int, packing: bool
 ) -> None:
-    setup = trainer_setup(folder, tokens_per_micro_batch=budget)
+    setup = trainer_setup(folder, tokens_per_micro_batch=budget, packing=packing)
     (said,) = processes[1](reference_and_trainer, setup, step_of(LESSONS[0], GRPO(kl_coef=0.04)))
     assert np.array_equal(said["reference"], said["policy"])
     assert said["report"].contributions["kl"] == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from engine.algorithms.base import Outcomes
 from rewards.score import Score
-from workers.lessons import Example, Part
+from workers.lessons import Example, Lesson, Part, Share
 from workers.records import Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
@@ -191,11 +192,65 @@ def outcomes_of(rows: Sequence[Row], groups: Sequence[Group]) -> Outcomes:
     )
 
 
-def example_of(row: Row, groups: Sequence[Group]) -> Example:
+def example_of(row: Row, groups: Sequence[Group], *, part: Part = Part.TEXT) -> Example:
     rollout = rollout_of(row, groups)
     return Example(
-        part=Part.TEXT,
+        part=part,
         token_ids=(*rollout.prompt.token_ids, *(int(token) for token in rollout.token_ids)),
         prompt_length=len(rollout.prompt.token_ids),
         mask=tuple(bool(trained) for trained in rollout.action_mask()),
     )
+
+
+def text_of(row: Row, groups: Sequence[Group]) -> Lesson:
+    """The response as something to imitate."""
+    return Lesson(id=f"{row.draw}-{row.sample}", examples=(example_of(row, groups),), margin=0.0)
+
+
+def pairs_of(rows: Sequence[Row], groups: Sequence[Group]) -> tuple[Lesson, ...]:
+    """Two siblings each: the first is the better one."""
+    return tuple(
+        Lesson(
+            id=f"{better.draw}-{better.sample}",
+            examples=(example_of(better, groups, part=Part.CHOSEN), example_of(worse, groups, part=Part.REJECTED)),
+            margin=0.25 * better.sample,
+        )
+        for better, worse in zip(rows[::2], rows[1::2], strict=True)
+    )
+
+
+def judged_of(rows: Sequence[Row], groups: Sequence[Group]) -> tuple[Lesson, ...]:
+    """Each answer approved of, with the next row's behind the same prompt."""
+    lessons = []
+    for row, other in zip(rows, (*rows[1:], rows[0]), strict=True):
+        example, stranger = (example_of(which, groups, part=Part.DESIRABLE) for which in (row, other))
+        prompt, answer = example.token_ids[: example.prompt_length], stranger.token_ids[stranger.prompt_length :]
+        mismatched = replace(stranger, part=Part.MISMATCHED, token_ids=(*prompt, *answer), prompt_length=len(prompt))
+        lessons.append(Lesson(id=f"{row.draw}-{row.sample}", examples=(example, mismatched), margin=0.0))
+    return tuple(lessons)
+
+
+def said_by_reference(lessons: Sequence[Lesson]) -> tuple[np.ndarray, ...]:
+    """A made-up reference's log-probs, of every sequence."""
+    said = []
+    for example in (example for lesson in lessons for example in lesson.examples):
+        token_T = np.array(example.token_ids[example.prompt_length :], dtype=np.float32)
+        said.append(-3.0 - np.sin(token_T + 3.0 * np.arange(len(token_T), dtype=np.float32)))
+    return tuple(said)
+
+
+def share_of(lessons: Sequence[Lesson], *, reference: bool = False) -> Share:
+    return Share(lessons=tuple(lessons), reference=said_by_reference(lessons) if reference else ())
+
+
+def deal_lessons(lessons: Sequence[Lesson], *, ranks: int, reference: bool = False) -> list[Share]:
+    """Unevenly: of four lessons rank 0 of two gets one."""
+    share = len(lessons) if ranks == 1 else len(lessons) // 4
+    parts = [lessons[:share], lessons[share:]][:ranks]
+    return [share_of(part, reference=reference) for part in parts]
+
+
+def totals_of(lessons: Sequence[Lesson]) -> Totals:
+    learned = [example for lesson in lessons for example in lesson.examples if example.is_learned_from]
+    tokens = sum(sum(example.mask) for example in learned)
+    return Totals(tokens=tokens, sequences=len(learned), prompts=len(lessons), horizon=HORIZON)

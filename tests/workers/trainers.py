@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from workers.critic_worker import CriticWorker
     from workers.meeting import MeetingPoint
     from workers.policy_worker import PolicyWorker
-    from workers.train_worker import RankInfo, TrainerSetup
+    from workers.train_worker import RankInfo, TrainerSetup, TrainWorker
 
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Of the trainer processes."""
@@ -54,7 +54,7 @@ def trainer_setup(
     )
 
 
-Lesson = tuple[tuple[Row, ...], ...]
+UpdateRows = tuple[tuple[Row, ...], ...]
 """One batch of rollouts: the rows of each of its updates."""
 Call = tuple[str, tuple[Any, ...]]
 """A verb of a trainer's worker and its arguments; or ("step", (Step(...),)) or ("weights", ())."""
@@ -81,7 +81,7 @@ class Step:
 
 
 def step_of(
-    lesson: Lesson, algorithm: Algorithm, *, ranks: int = 1, groups: Sequence[Group] | None = None, **more: Any
+    lesson: UpdateRows, algorithm: Algorithm, *, ranks: int = 1, groups: Sequence[Group] | None = None, **more: Any
 ) -> Step:
     groups = tuple(groups or toy_groups())
     everybody = [row for rows in lesson for row in rows]
@@ -107,11 +107,20 @@ def learn_values(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> 
     return _done(CriticWorker(setup, replace(rank, role="critic")), calls, step=_critic_step, weights=_gathered)
 
 
+def learn_judging(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """The same with a RewardModelWorker."""
+    from workers.reward_model_worker import RewardModelWorker
+
+    return _done(RewardModelWorker(setup, rank), calls, weights=_gathered)
+
+
 def _done(worker: Any, calls: Sequence[Call], **extra: Callable[..., Any]) -> list[Any]:
     return [extra[verb](worker, *args) if verb in extra else getattr(worker, verb)(*args) for verb, args in calls]
 
 
-def grpo_calls(lessons: Sequence[Lesson], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any) -> list[list[Call]]:
+def grpo_calls(
+    lessons: Sequence[UpdateRows], *, ranks: int = 1, kl_coef: float = 0.04, **more: Any
+) -> list[list[Call]]:
     """What each rank is asked to do: one step a lesson."""
     return [[("step", (step_of(lesson, GRPO(kl_coef=kl_coef), ranks=ranks, **more),)) for lesson in lessons]] * ranks
 
@@ -161,7 +170,7 @@ def _published(worker: PolicyWorker) -> dict[str, torch.Tensor] | None:
     return None if manifest is None else {name: tensor.clone() for name, tensor in read_weights(manifest)}
 
 
-def _gathered(worker: CriticWorker) -> dict[str, torch.Tensor]:
+def _gathered(worker: TrainWorker) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in worker._whole_weights()}
 
 
@@ -272,7 +281,8 @@ def reference_and_trainer(rank: RankInfo, setup: TrainerSetup, step: Step) -> di
     from workers.policy_worker import PolicyWorker
 
     share, temperature = step.batch.shares[0], step.temperature
-    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, setup.train.tokens_per_micro_batch)
+    train = setup.train
+    frozen = FrozenWorker(setup.model, Device.CPU, setup.seed, train.tokens_per_micro_batch, train.packing)
     outputs = frozen.reference_outputs(share, temperature, *step.groups)
     worker = PolicyWorker(setup, rank)
     policy = worker.logprobs(append_blank(collate(step.rows(0), step.groups)), temperature=temperature)[:-1].numpy()
