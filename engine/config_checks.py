@@ -99,6 +99,8 @@ def _check_settings(config: Config) -> None:
         _check_reference(config)
         _check_rollouts(config)
         _check_batch(config)
+    else:
+        _check_lessons(config)
 
 
 def _check_algorithm(config: Config) -> None:
@@ -280,4 +282,15 @@ def _check_batch(config: Config) -> None:
             f"rollout.responses_per_prompt is {rollout.responses_per_prompt}.",
             keys=("rollout.responses_per_prompt",),
             advice=f"Set rollout.responses_per_prompt={max(smallest, 8)}.",
+        )
+
+
+def _check_lessons(config: Config) -> None:
+    smallest, rows = config.algo.min_lessons, config.train.examples_per_step
+    if rows < smallest:
+        raise ConfigError(
+            f"{type(config.algo).__name__} compares the rows of a step: it needs {smallest} of them, and "
+            f"train.examples_per_step is {rows}.",
+            keys=("train.examples_per_step",),
+            advice=f"Set train.examples_per_step={max(smallest, 8)}.",
         )

@@ -64,4 +64,10 @@ def _derived(means: Metrics) -> Metrics:
         of_returns = means["return_squared"] - means["return"] ** 2
         unexplained = means["surprise_squared"] - means["surprise"] ** 2
         derived["explained_variance"] = 1.0 - unexplained / of_returns if of_returns > 0 else 0.0
+    if "desirable_share" in means:
+        # Rewards are summed over one part of the lessons, and divided by the number of all.
+        shares = {"desirable": means["desirable_share"], "undesirable": 1.0 - means["desirable_share"]}
+        for part, share in shares.items():
+            if share > 0:
+                derived[f"rewards/{part}"] = means[f"summed_rewards/{part}"] / share
     return derived

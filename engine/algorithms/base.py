@@ -148,6 +148,8 @@ class Objective(ABC):
     online: ClassVar[bool] = False
     rows: ClassVar[RowKind]
     """What kind of rows it learns from."""
+    min_lessons: ClassVar[int] = 1
+    """Fewest lessons of an optimizer step that its loss is defined for."""
 
     def initial_state(self) -> AlgorithmState:
         return AlgorithmState(kl_coef=0.0)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
-from engine.algorithms.aggregation import Aggregation, aggregate, token_mean
-from engine.algorithms.base import LanguageObjective
+from engine.algorithms.pt import PT
+from engine.algorithms.settings import at_least_zero
 from engine.data.base import RowKind
-from workers.lessons import LessonBatch
-from workers.records import Loss, TokenLogprobs, Totals
+from workers.lessons import OfflineNeeds
+
+
+class Turns(Enum):
+    """Which of the assistant's turns are imitated."""
+
+    ALL = "all"
+    LAST = "last"
+    """The others are context."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(LanguageObjective):
-    """Supervised fine-tuning: the mean negative log-probability of the tokens that are trained on, in nats.
-
-    Every trained token of the optimizer step weighs the same, so a long answer counts for more than a short one.
-    """
+class SFT(PT):
+    """Supervised fine-tuning: the loss of pre-training, on the assistant's turns and their end tokens alone."""
 
     rows: ClassVar[RowKind] = RowKind.CONVERSATIONS
 
-    def loss(self, policy: TokenLogprobs, lessons: LessonBatch, totals: Totals, reference_point: float) -> Loss:
-        batch = lessons.batch
-        value = aggregate(-policy.logprobs_BT, batch, totals, Aggregation.TOKEN_MEAN)
-        return Loss(
-            value=value,
-            metrics={"nll": value.detach(), "entropy": token_mean(policy.entropy_BT, batch, totals)},
-        )
+    turns: Turns = Turns.ALL
+    train_on_prompt: bool = False
+    """Whether everything else of a conversation is learned, too."""
+    neftune_alpha: float = 0.0
+    """Noise on the embeddings while learning, uniform in +- alpha / sqrt(tokens x hidden size) (2310.05914, Algorithm
+    1); 0 is none, the paper takes 5 to 15."""
+
+    def __post_init__(self) -> None:
+        at_least_zero(self, "neftune_alpha")
+
+    @property
+    def needs(self) -> OfflineNeeds:
+        return OfflineNeeds(embedding_noise=self.neftune_alpha)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.data.base import Conversation, Question, Split
+from engine.data.base import Conversation, Document, Judged, Preference, Question, Split
 from workers.records import Message
 
 
@@ -37,7 +37,18 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArithmeticData(Sums):
-    """Asks for sums; the offline algorithms imitate the true ones."""
+    """Asks for sums; the offline algorithms read or imitate the true ones, or are told them from near misses."""
+
+    near_misses: tuple[int, ...] = (-10, -1, 1, 10)
+    """By how much a rejected or disapproved answer is off; one of these, never to below 0."""
+    mislabelled_share: float = 0.0
+    """Of the training preferences and judgements, how many are the wrong way round. With half of them nothing can be
+    learned: a control. Held-out ones are all right."""
+
+    def __post_init__(self) -> None:
+        Sums.__post_init__(self)
+        _check_near_misses(self.near_misses)
+        _check_share("mislabelled_share", self.mislabelled_share)
 
     def questions(self, split: Split) -> Sequence[Question]:
         return [
@@ -47,6 +58,33 @@ class ArithmeticData(Sums):
 
     def conversations(self, split: Split) -> Sequence[Conversation]:
         return [_answered(a, b, answer=a + b, copy=0) for a, b in self.pairs(split)]
+
+    def documents(self, split: Split) -> Sequence[Document]:
+        return [Document(id=_id(a, b), text=f"{a}+{b}={a + b}") for a, b in self.pairs(split)]
+
+    def preferences(self, split: Split) -> Sequence[Preference]:
+        """The true sum before a near miss."""
+        return [self._preference(a, b, split) for a, b in self.pairs(split)]
+
+    def judged(self, split: Split) -> Sequence[Judged]:
+        """The true sum, approved of, or a near miss, disapproved of: one of them by chance."""
+        return [self._judged(a, b, split) for a, b in self.pairs(split)]
+
+    def _preference(self, a: int, b: int, split: Split) -> Preference:
+        chance = random.Random(f"{self.seed}/preference/{a}/{b}")
+        answers = (_say(a + b), _say(_near_miss(a + b, self.near_misses, chance)))
+        chosen, rejected = answers[::-1] if self._is_mislabelled(split, chance) else answers
+        return Preference(id=_id(a, b), asked=_asked(a, b), chosen=(chosen,), rejected=(rejected,), margin=0.0)
+
+    def _judged(self, a: int, b: int, split: Split) -> Judged:
+        chance = random.Random(f"{self.seed}/judged/{a}/{b}")
+        is_true = chance.random() < 0.5
+        answer = a + b if is_true else _near_miss(a + b, self.near_misses, chance)
+        desirable = is_true != self._is_mislabelled(split, chance)
+        return Judged(id=_id(a, b), asked=_asked(a, b), answer=(_say(answer),), desirable=desirable)
+
+    def _is_mislabelled(self, split: Split, chance: random.Random) -> bool:
+        return split is Split.TRAIN and chance.random() < self.mislabelled_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +103,8 @@ class ArithmeticDemos(Sums):
 
     def __post_init__(self) -> None:
         Sums.__post_init__(self)
-        if not 0 <= self.near_miss_share <= 1:
-            raise ValueError(f"near_miss_share is {self.near_miss_share}: a share is between 0 and 1")
-        if not any(offset > 0 for offset in self.near_misses) or 0 in self.near_misses:
-            raise ValueError(f"near_misses are {self.near_misses}: one must be above 0, for 0+0, and none may be 0")
+        _check_share("near_miss_share", self.near_miss_share)
+        _check_near_misses(self.near_misses)
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}: it must be 1 or more")
 
@@ -87,13 +123,31 @@ class ArithmeticDemos(Sums):
         true = a + b
         if chance.random() >= self.near_miss_share:
             return true
-        return chance.choice([true + offset for offset in self.near_misses if true + offset >= 0])
+        return _near_miss(true, self.near_misses, chance)
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}: a share is between 0 and 1")
+
+
+def _check_near_misses(offsets: Sequence[int]) -> None:
+    if not any(offset > 0 for offset in offsets) or 0 in offsets:
+        raise ValueError(f"near_misses are {offsets}: one must be above 0, for 0+0, and none may be 0")
+
+
+def _near_miss(true: int, offsets: Sequence[int], chance: random.Random) -> int:
+    return chance.choice([true + offset for offset in offsets if true + offset >= 0])
 
 
 def _answered(a: int, b: int, *, answer: int, copy: int) -> Conversation:
     suffix = f"-{copy}" if copy else ""
-    messages = (_ask(a, b), Message(role="assistant", content=str(answer)))
+    messages = (_ask(a, b), _say(answer))
     return Conversation(id=f"{_id(a, b)}{suffix}", messages=messages, tools=(), images=())
+
+
+def _asked(a: int, b: int) -> Conversation:
+    return Conversation(id=_id(a, b), messages=(_ask(a, b),), tools=(), images=())
 
 
 def _id(a: int, b: int) -> str:
@@ -102,3 +156,7 @@ def _id(a: int, b: int) -> str:
 
 def _ask(a: int, b: int) -> Message:
     return Message(role="user", content=f"{a}+{b}=")
+
+
+def _say(answer: int) -> Message:
+    return Message(role="assistant", content=str(answer))

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
-from engine.data.base import OfflineData, OnlineData, Split
+from engine.data.base import Judged, OfflineData, OnlineData, Preference, Split
+from workers.records import Message
 
 
 def demos(split: Split, **settings: float) -> dict[str, str]:
@@ -100,3 +101,50 @@ def test_settings_that_leave_nothing_to_train_on_are_refused(settings: dict[str,
 def test_sums_can_be_asked_and_shown_and_demos_only_shown() -> None:
     assert isinstance(ArithmeticData(), OnlineData) and isinstance(ArithmeticData(), OfflineData)
     assert isinstance(ArithmeticDemos(), OfflineData) and not isinstance(ArithmeticDemos(), OnlineData)
+
+
+# ----------------------------------------------------------------------------- preferences and judgements
+
+
+def is_true(row: Preference | Judged, *answer: Message) -> bool:
+    return int(answer[0].content) == true_sum(row.asked.messages[0].content)
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_the_chosen_answer_is_the_sum_and_the_rejected_one_a_near_miss(split: Split) -> None:
+    data = ArithmeticData(largest=30, near_misses=(-10, 3))
+    rows = data.preferences(split)
+    assert [row.id for row in rows] == [question.id for question in data.questions(split)]
+    assert all(is_true(row, *row.chosen) for row in rows)
+    off = Counter(int(row.rejected[0].content) - true_sum(row.asked.messages[0].content) for row in rows)
+    assert set(off) == {-10, 3} and min(off.values()) > len(rows) / 4
+    assert all(int(row.rejected[0].content) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_what_is_approved_of_is_true_and_half_of_the_rows_are(split: Split) -> None:
+    rows = ArithmeticData(largest=30).judged(split)
+    assert all(row.desirable == is_true(row, *row.answer) for row in rows)
+    assert 0.4 < sum(row.desirable for row in rows) / len(rows) < 0.6
+
+
+def test_mislabelled_rows_are_the_wrong_way_round_in_training_alone() -> None:
+    data = ArithmeticData(mislabelled_share=0.3)
+    for split, share in ((Split.TRAIN, 0.3), (Split.HELD_OUT, 0.0)):
+        flipped = [not is_true(row, *row.chosen) for row in data.preferences(split)]
+        misjudged = [row.desirable != is_true(row, *row.answer) for row in data.judged(split)]
+        for wrong in (flipped, misjudged):
+            assert sum(wrong) / len(wrong) == pytest.approx(share, abs=0.02)
+
+
+def test_a_document_is_the_sum_written_out() -> None:
+    texts = [document.text for document in ArithmeticData(largest=3, held_out=2).documents(Split.TRAIN)]
+    assert len(texts) == 14 and all(eval(text.replace("=", "==")) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mislabelled_share", 1.5), ("near_misses", (-1,)), ("near_misses", (0, 1))]
+)
+def test_preferences_that_cannot_be_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        ArithmeticData(**{name: value})
