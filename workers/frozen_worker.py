@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from workers.batches import collate, cut, scatter_rows, select
 from workers.config import Device, ModelConfig
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import Group, Update, WeightManifest
+from workers.tuning import merge_adapters
 from workers.weight_sync import read_weights
 
 REFERENCE_FILE = "reference.safetensors"
@@ -21,9 +22,19 @@ REFERENCE_FILE = "reference.safetensors"
 class FrozenWorker:
     """One copy of a frozen model. A plain class: it needs Ray only to live in a process of its own."""
 
-    def __init__(self, model: ModelConfig, device: Device, seed: int, tokens_per_micro_batch: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        device: Device,
+        seed: int,
+        tokens_per_micro_batch: int,
+        adapters: Sequence[str] = (),
+    ) -> None:
+        """`adapters` of earlier runs are merged into the model, in this order."""
         self._device = torch.device("cuda", 0) if device is Device.CUDA else torch.device("cpu")
-        self._scorer = TokenScorer(load_language_model(model, seed=seed).eval()).to(self._device)
+        language_model = load_language_model(model, seed=seed)
+        merge_adapters(language_model, adapters)
+        self._scorer = TokenScorer(language_model.eval()).to(self._device)
         self._tokens_per_micro_batch = tokens_per_micro_batch
 
     @torch.inference_mode()
