@@ -200,7 +200,7 @@ class Config:
             critic_updates=steps * updates,
             log_folder=str((self.run_folder / "logs").absolute()),
             rollout_workers=algo.online,
-            reference=algo.online and algo.needs.reference,
+            reference=algo.online and algo.needs.reference and not self.tuning.is_own_reference,
             has_critic=algo.online and algo.needs.critic,
             policy_judges=isinstance(algo, ScoreObjective),
         )

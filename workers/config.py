@@ -126,6 +126,17 @@ class TuningConfig:
     def has_adapter(self) -> bool:
         return self.method in (TuningMethod.LORA, TuningMethod.OFT)
 
+    @property
+    def is_own_reference(self) -> bool:
+        """Whether the model that a run starts from is the model without its adapter: no second copy is needed."""
+        return self.has_adapter and self.init is LoraInit.ZERO and not self.continue_last
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the weights under an adapter are others than those in the model's folder."""
+        merged = len(self.adapters) - self.continue_last
+        return merged > 0 or self.quantization is not Quantization.NONE or self.init is LoraInit.PISSA
+
 
 class Overlong(Enum):
     """What becomes of a row that has more tokens than fit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from workers.config import Device, ModelConfig
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import Group, Update, WeightManifest
 from workers.segments import attend_by_segment
+from workers.tuning import merge_adapters
 from workers.weight_sync import read_weights
 
 REFERENCE_FILE = "reference.safetensors"
@@ -23,13 +24,21 @@ class FrozenWorker:
     """One copy of a frozen model. A plain class: it needs Ray only to live in a process of its own."""
 
     def __init__(
-        self, model: ModelConfig, device: Device, seed: int, tokens_per_micro_batch: int, packing: bool = False
+        self,
+        model: ModelConfig,
+        device: Device,
+        seed: int,
+        tokens_per_micro_batch: int,
+        packing: bool = False,
+        adapters: Sequence[str] = (),
     ) -> None:
+        """`adapters` of earlier runs are merged into the model, in this order."""
         self._device = torch.device("cuda", 0) if device is Device.CUDA else torch.device("cpu")
-        language_model = load_language_model(model, seed=seed).eval()
+        language_model = load_language_model(model, seed=seed)
+        merge_adapters(language_model, adapters)
         if packing:
             attend_by_segment(language_model)
-        self._scorer = TokenScorer(language_model).to(self._device)
+        self._scorer = TokenScorer(language_model.eval()).to(self._device)
         self._tokens_per_micro_batch, self._packing = tokens_per_micro_batch, packing
 
     @torch.inference_mode()

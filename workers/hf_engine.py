@@ -19,7 +19,8 @@ from workers.model import load_language_model
 from workers.records import Completion, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
-from workers.weight_sync import WeightSyncError, read_weights
+from workers.tuned_weights import serve_adapter
+from workers.weight_sync import WeightSyncError, has_base, is_of_adapter, read_adapter_tensors, read_base
 
 
 @dataclass(slots=True)
@@ -36,9 +37,14 @@ class _Row:
 class HFEngine:
     """One transformers model that samples."""
 
-    def __init__(self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, *, seed: int) -> None:
+    def __init__(
+        self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, *, seed: int, adapter_rank: int = 0
+    ) -> None:
+        """`adapter_rank` is what vLLM has to know; here an adapter needs no room beforehand."""
         self._device = torch.device("cuda", 0) if cluster.device is Device.CUDA else torch.device("cpu")
         self._model = load_language_model(model, seed=seed).eval().to(self._device)
+        # By the checkpoint's names, which an adapter around them changes.
+        self._base = dict(self._model.named_parameters())
         self._tokenizer = load_tokenizer(model.path)
         self._end_token_ids = frozenset(end_token_ids(model.path, self._tokenizer))
         self._max_running = rollout.max_running
@@ -114,12 +120,14 @@ class HFEngine:
 
     @torch.no_grad()
     def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
-        targets = dict(self._model.named_parameters())
-        sent = {entry.name for entry in manifest.entries}
-        if sent != set(targets):
-            raise WeightSyncError(f"parameters differ from the trainer's: {sorted(sent ^ set(targets))[:5]}")
-        for name, tensor in read_weights(manifest):
-            targets[name].copy_(tensor)
+        if has_base(manifest):
+            sent = {entry.name for entry in manifest.entries if not is_of_adapter(entry.name)}
+            if sent != set(self._base):
+                raise WeightSyncError(f"parameters differ from the trainer's: {sorted(sent ^ set(self._base))[:5]}")
+            for name, tensor in read_base(manifest):
+                self._base[name].copy_(tensor)
+        if manifest.adapter:
+            serve_adapter(self._model, read_adapter_tensors(manifest), manifest.adapter)
         self._version = manifest.version
         num_bytes = sum(entry.num_bytes for entry in manifest.entries)
         return WeightReceipt(version=self._version, checksum=manifest.checksum, num_bytes=num_bytes)

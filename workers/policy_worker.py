@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workers.adapters import served_rank
 from workers.batches import collate, select_experience, select_lessons
 from workers.config import OldLogprobs
 from workers.embedding_noise import EmbeddingNoise, noise_seed
@@ -36,6 +38,8 @@ from workers.records import (
 from workers.student_worker import StudentWorker
 from workers.tally import Tally, UpdateReport
 from workers.train_worker import Pass, RankInfo, TrainerSetup, one_by_one, passes
+from workers.tuned_weights import adapter_settings, adapter_tensors, shapes_of, whole_weights
+from workers.tuning import adapter_off
 from workers.weight_sync import SharedWeights, padded_bytes
 from workers.whitening import whitened
 
@@ -70,6 +74,9 @@ class PolicyWorker(StudentWorker):
         super().__init__(setup, rank)
         self._shared_weights = SharedWeights()
         self._version = 0
+        self._adapter_is_served = served_rank(setup.tuning) > 0
+        # An engine loads the model's folder itself; what else the base is, it must be told once.
+        self._base_is_served = not setup.tuning.changes_base
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_language_model(setup.model, seed=setup.seed)
@@ -96,6 +103,9 @@ class PolicyWorker(StudentWorker):
         tensors = self._outputs_on_device({**reference_outputs, **critic_outputs})
         mode, passes = self._train.old_logprobs, len(updates) * self._train.epochs_per_step
         own = mode is OldLogprobs.AUTO and passes == 1 and not objective.needs.old_logprobs
+        if objective.needs.reference and self._tuning.is_own_reference and not reference_outputs:
+            with adapter_off(self._model):
+                tensors["reference_logprobs_BT"] = self.logprobs(batch, temperature=temperature)
         if mode is OldLogprobs.ROLLOUT:
             tensors["old_logprobs_BT"] = batch.rollout_logprobs_BT
         elif not own:
@@ -248,18 +258,27 @@ class PolicyWorker(StudentWorker):
     # ------------------------------------------------------------------ weights
 
     def publish(self, version: int) -> WeightManifest | None:
-        """Lay all weights out in shared memory. A collective call under ZeRO-3; only rank 0 returns a manifest."""
+        """Lay out in shared memory what rollout engines need to serve this version. A collective call under ZeRO-3;
+        only rank 0 returns a manifest.
+
+        All weights; or those of an adapter that engines serve beside the base, and the base once, where it is not
+        what the model's folder holds.
+        """
         self._version = version
+        sends_base = not (self._adapter_is_served and self._base_is_served)
+        self._base_is_served = True
+        adapter = adapter_tensors(self._model, gather=self._gathered) if self._adapter_is_served else {}
+        weights = whole_weights(self._model, merged=not adapter, gather=self._gathered) if sends_base else iter(())
         if self._rank.rank != 0:
-            for _ in self._whole_weights():
+            for _ in weights:
                 pass
             return None
-        # Under ZeRO-3 a parameter is empty until it is gathered, and keeps its shape elsewhere.
-        shapes = (
-            torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
-            for parameter in self._model.parameters()
+        return self._shared_weights.write(
+            chain(weights, adapter.items()),
+            version=version,
+            num_bytes=padded_bytes(chain(shapes_of(self._model) if sends_base else (), adapter.values())),
+            adapter=adapter_settings(self._model) if adapter else "",
         )
-        return self._shared_weights.write(self._whole_weights(), version=version, num_bytes=padded_bytes(shapes))
 
 
 def _with_own_logprobs(past: Experience, policy: TokenLogprobs) -> Experience:

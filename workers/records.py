@@ -483,7 +483,7 @@ class WeightEntry:
     """Where one tensor lies in a weight manifest's file."""
 
     name: str
-    """As the model's own checkpoint calls it, so that every engine can load it."""
+    """As the model's own checkpoint calls it, so that every engine can load it; an adapter's: see `WeightManifest`."""
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -498,6 +498,9 @@ class WeightManifest:
     path: str
     entries: tuple[WeightEntry, ...]
     checksum: str
+    adapter: str = ""
+    """The adapter_config.json of an adapter whose tensors are among the entries, under the names of PEFT's file; the
+    others are the base that it is served on, and without any the base stays as it is. Empty: all are the model's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,13 @@ ENGINES = {EngineKind.VLLM: VLLMEngine, EngineKind.HF: HFEngine}
 class RolloutActor:
     """Holds one engine of the kind that the configuration names."""
 
-    def __init__(self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, seed: int) -> None:
+    def __init__(
+        self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, seed: int, adapter_rank: int
+    ) -> None:
         engine_class = ENGINES[rollout.engine]
-        self._worker = RolloutWorker(lambda: engine_class(model, rollout, cluster, seed=seed))
+        self._worker = RolloutWorker(
+            lambda: engine_class(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank)
+        )
 
     async def generate(self, request: GroupRequest) -> GeneratedGroup:
         return await asyncio.wrap_future(self._worker.generate(request))

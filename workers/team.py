@@ -12,7 +12,8 @@ from pathlib import Path
 import ray
 
 from rewards.load import RewardSource
-from workers.config import Device, TeamConfig
+from workers.adapters import served_rank
+from workers.config import Device, TeamConfig, TuningConfig
 from workers.critic_worker import CriticWorker
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
@@ -130,12 +131,14 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
         device=team.cluster.device,
         seed=team.seed,
         total_updates=team.policy_updates,
+        tuning=team.tuning,
     )
     critic = replace(
         policy,
         model=replace(team.model, path=team.critic.path or team.model.path),
         train=replace(team.train, learning_rate=team.critic.learning_rate, warmup_updates=team.critic.warmup_updates),
         total_updates=team.critic_updates,
+        tuning=_of_critic(team),
     )
 
     def ranks(role: str) -> list[RankInfo]:
@@ -149,7 +152,7 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             RolloutActor,
             hosting,
             role="rollout",
-            arguments=[(team.model, team.rollout, team.cluster, team.seed)] * engines,
+            arguments=[(team.model, team.rollout, team.cluster, team.seed, served_rank(team.tuning))] * engines,
         ),
         policy=PolicyGroup(
             RewardModelWorker if team.policy_judges else PolicyWorker,
@@ -168,7 +171,14 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             hosting,
             role="reference",
             arguments=[
-                (team.model, team.cluster.device, team.seed, team.train.tokens_per_micro_batch, team.train.packing)
+                (
+                    team.model,
+                    team.cluster.device,
+                    team.seed,
+                    team.train.tokens_per_micro_batch,
+                    team.train.packing,
+                    team.tuning.adapters,
+                )
             ]
             * int(team.reference),
         ),
@@ -180,6 +190,11 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
         ),
         shares_devices=team.shares_devices,
     )
+
+
+def _of_critic(team: TeamConfig) -> TuningConfig:
+    """As the policy is tuned. An adapter of its own is always a new one, and another model has no earlier ones."""
+    return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
 
 
 def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:

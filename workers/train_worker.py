@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.batches import append_blank, cut, on_device, pad_with_blank, scatter_rows, select
-from workers.config import Device, ModelConfig, Precision, TrainConfig
+from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.meeting import MeetingPoint, join
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.records import Batch, Loss, Update
 from workers.segments import attend_by_segment
 from workers.tally import Tally
+from workers.tuned_weights import whole_weights
+from workers.tuning import tune
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ class TrainerSetup:
     device: Device
     seed: int
     total_updates: int
+    tuning: TuningConfig = field(default_factory=TuningConfig)
 
 
 MicroLoss = Callable[[Batch, Sequence[int]], Loss]
@@ -102,7 +105,7 @@ class TrainWorker(ABC):
         import deepspeed
 
         self._train, self._rank, self._total_updates = setup.train, rank, setup.total_updates
-        self._seed = setup.seed
+        self._seed, self._tuning = setup.seed, setup.tuning
         self._device = torch.device("cuda", 0) if setup.device is Device.CUDA else torch.device("cpu")
         os.environ.update(RANK=str(rank.rank), WORLD_SIZE=str(rank.world_size), LOCAL_RANK="0")
         # On CPU DeepSpeed would compile a collective of its own for minutes; gloo has one.
@@ -119,10 +122,13 @@ class TrainWorker(ABC):
 
             self._hf_deepspeed = HfDeepSpeedConfig(settings)
         self._model = self._load_model(setup)
+        tune(self._model, setup.tuning, seed=setup.seed, gather=self._gathered)
         if setup.train.packing:
             attend_by_segment(self._model)
         self._model.train()
         scorer = self._scorer(self._model)
+        if self._saves_only_what_is_learned:
+            scorer.register_state_dict_post_hook(_drop_what_is_frozen)
         self._engine, *_ = deepspeed.initialize(
             model=scorer,
             optimizer=make_optimizer([p for p in scorer.parameters() if p.requires_grad], setup.train),
@@ -213,9 +219,7 @@ class TrainWorker(ABC):
 
         A collective call there: every rank goes through all of them.
         """
-        for name, parameter in self._model.named_parameters():
-            with self._gathered([parameter]):
-                yield name, parameter
+        return whole_weights(self._model, gather=self._gathered)
 
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
         import deepspeed
@@ -231,10 +235,20 @@ class TrainWorker(ABC):
 
     # ------------------------------------------------------------------ checkpoints
 
+    @property
+    def _saves_only_what_is_learned(self) -> bool:
+        """Whether the rest is what the model's own folder, and the adapters of earlier runs, say again."""
+        changes_base = self._tuning.method is TuningMethod.FULL or self._tuning.init is LoraInit.PISSA
+        return not changes_base
+
     def save(self, folder: Path) -> None:
-        """Everything that decides this rank's future: weights, optimizer, the schedule's position."""
-        tag = self._rank.role
-        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"updates_done": self._updates_done})
+        """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position."""
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=self._rank.role,
+            client_state={"updates_done": self._updates_done},
+            exclude_frozen_parameters=self._saves_only_what_is_learned,
+        )
 
     def load(self, folder: Path) -> None:
         """The other half of `save`. The caller has checked the folder's manifest: DeepSpeed unpickles what is there."""
@@ -242,5 +256,14 @@ class TrainWorker(ABC):
         tag = self._rank.role
         if not (folder / tag).is_dir():
             raise FileNotFoundError(f"no DeepSpeed checkpoint of the {tag} in {folder}")
-        _, client_state = self._engine.load_checkpoint(str(folder), tag=tag)
+        _, client_state = self._engine.load_checkpoint(
+            str(folder), tag=tag, load_module_strict=not self._saves_only_what_is_learned
+        )
         self._updates_done = client_state["updates_done"]
+
+
+def _drop_what_is_frozen(module: torch.nn.Module, state: dict[str, object], prefix: str, _: object) -> None:
+    """From a checkpoint: also the scales of quantized matrices, which are no parameters."""
+    learned = {f"{prefix}{name}" for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name in [name for name in state if name not in learned]:
+        del state[name]

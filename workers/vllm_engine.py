@@ -6,7 +6,10 @@ Each response is a request of its own with its own seed, so its tokens do not de
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +17,11 @@ from workers.config import ClusterConfig, Device, ModelConfig, RolloutConfig
 from workers.records import Completion, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
+from workers.tuned_weights import write_adapter
+from workers.weight_sync import has_base, read_adapter_tensors
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine stays in this process: requests stream without a second hop
@@ -27,12 +35,16 @@ CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}
 PROMPT_TOKENS_A_STEP = 8192
 """Most prompt tokens that one decoding step reads, unless the context is longer."""
 INITIAL_VERSION = 0
+ADAPTER, ADAPTER_ID = "policy", 1
 
 
 class VLLMEngine:
     """One vLLM engine."""
 
-    def __init__(self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, *, seed: int) -> None:
+    def __init__(
+        self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, *, seed: int, adapter_rank: int = 0
+    ) -> None:
+        """`adapter_rank`: room for an adapter that is served beside the base; 0 for none."""
         on_cpu = cluster.device is Device.CPU
         os.environ.update({**VLLM_ENVIRONMENT, **(CPU_ENVIRONMENT if on_cpu else {})})
         # vLLM reads its environment when it is imported, and takes seconds to import.
@@ -68,11 +80,13 @@ class VLLMEngine:
                 generation_config="vllm",  # no sampling defaults of the model's own
                 weight_transfer_config=WeightTransferConfig(backend=vllm_weight_transfer.BACKEND),
                 disable_log_stats=True,
+                **({"enable_lora": True, "max_lora_rank": adapter_rank, "max_loras": 1} if adapter_rank else {}),
                 **device_settings,
             )
         )
         self._engine.model_executor.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
         self._engine.set_weight_version(str(INITIAL_VERSION))
+        self._adapter: LoRARequest | None = None
 
     def add(self, request: CompletionRequest) -> None:
         self._engine.add_request(
@@ -87,6 +101,7 @@ class VLLMEngine:
                 logprobs=0,
                 detokenize=False,
             ),
+            lora_request=self._adapter,
         )
 
     def step(self) -> Sequence[tuple[str, Completion]]:
@@ -98,10 +113,13 @@ class VLLMEngine:
         return self._engine.has_unfinished_requests()
 
     def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
-        call = self._engine.model_executor.collective_rpc
-        call("start_weight_update")
-        call("update_weights", kwargs={"update_info": {"manifest": manifest}})
-        call("finish_weight_update")
+        if has_base(manifest):
+            call = self._engine.model_executor.collective_rpc
+            call("start_weight_update")
+            call("update_weights", kwargs={"update_info": {"manifest": manifest}})
+            call("finish_weight_update")
+        if manifest.adapter:
+            self._load_adapter(manifest)
         self._engine.set_weight_version(str(manifest.version))
         # Keys and values of the old weights must not serve a request of the new ones; running requests are recomputed.
         self._engine.reset_prefix_cache(reset_running_requests=True)
@@ -110,6 +128,16 @@ class VLLMEngine:
             checksum=manifest.checksum,
             num_bytes=sum(entry.num_bytes for entry in manifest.entries),
         )
+
+    def _load_adapter(self, manifest: WeightManifest) -> None:
+        from vllm.lora.request import LoRARequest
+
+        tensors = read_adapter_tensors(manifest)
+        with tempfile.TemporaryDirectory(prefix="heliostat-adapter-") as folder:
+            write_adapter(Path(folder), tensors, manifest.adapter)
+            # Without `load_inplace` the id would go on standing for the old adapter.
+            self._engine.add_lora(LoRARequest(ADAPTER, ADAPTER_ID, folder, load_inplace=True))
+            self._adapter = LoRARequest(ADAPTER, ADAPTER_ID, folder)
 
     def sleep(self) -> None:
         self._engine.sleep(level=2)

@@ -19,6 +19,8 @@ from torch import Tensor
 from workers.records import WeightEntry, WeightManifest
 
 ALIGNMENT = 64
+ADAPTER_PREFIX = "base_model.model."
+"""Of every tensor's name in an adapter's file."""
 
 
 class WeightSyncError(RuntimeError):
@@ -55,8 +57,10 @@ class SharedWeights:
         self._descriptor = os.memfd_create("heliostat-weights")
         self._map: mmap.mmap | None = None
 
-    def write(self, weights: Iterable[tuple[str, Tensor]], *, version: int, num_bytes: int) -> WeightManifest:
-        """Copy every tensor in, once. `num_bytes` bounds the whole, alignment included."""
+    def write(
+        self, weights: Iterable[tuple[str, Tensor]], *, version: int, num_bytes: int, adapter: str = ""
+    ) -> WeightManifest:
+        """Copy every tensor in, once. `num_bytes` bounds the whole, alignment included; `adapter`: see the manifest."""
         buffer = self._room_for(num_bytes)
         entries: list[WeightEntry] = []
         checksum = Checksum()
@@ -76,6 +80,7 @@ class SharedWeights:
             path=f"/proc/{os.getpid()}/fd/{self._descriptor}",
             entries=tuple(entries),
             checksum=checksum.hexdigest(),
+            adapter=adapter,
         )
 
     def _room_for(self, num_bytes: int) -> mmap.mmap:
@@ -110,6 +115,25 @@ def read_weights(manifest: WeightManifest) -> Iterator[tuple[str, Tensor]]:
             f"weights of version {manifest.version}: the trainer sent checksum {manifest.checksum}, "
             f"what arrived has {checksum.hexdigest()}"
         )
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a manifest's entry is a tensor of its adapter, by PEFT's own naming."""
+    return name.startswith(ADAPTER_PREFIX)
+
+
+def has_base(manifest: WeightManifest) -> bool:
+    return not all(is_of_adapter(entry.name) for entry in manifest.entries)
+
+
+def read_base(manifest: WeightManifest) -> Iterator[tuple[str, Tensor]]:
+    """`read_weights` without the adapter."""
+    return ((name, tensor) for name, tensor in read_weights(manifest) if not is_of_adapter(name))
+
+
+def read_adapter_tensors(manifest: WeightManifest) -> dict[str, Tensor]:
+    """Copies of them, all as they were sent."""
+    return {name: tensor.clone() for name, tensor in read_weights(manifest) if is_of_adapter(name)}
 
 
 def _view(buffer: mmap.mmap, *, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
