@@ -10,11 +10,11 @@ import torch
 
 from workers.batches import append_blank_lesson, collate_lessons, lessons_on_device, select_lessons, units_of
 from workers.embedding_noise import EmbeddingNoise
+from workers.exporting import write_model
 from workers.lessons import LessonBatch, Objective, Part, Share
 from workers.records import Batch, Loss, Totals
 from workers.tally import Tally, UpdateReport
 from workers.train_worker import TrainWorker
-from workers.tuned_weights import adapter_settings, adapter_tensors, write_adapter
 
 
 class StudentWorker(TrainWorker):
@@ -69,25 +69,16 @@ class StudentWorker(TrainWorker):
         """Its blank row last."""
         return lessons_on_device(append_blank_lesson(collate_lessons(share.lessons, share.reference)), self._device)
 
-    def export(self, folder: Path, *, merged: bool = False) -> None:
-        """Write a plain Hugging Face folder (weights and architecture; the caller adds the tokenizer).
-
-        Of a model that learns an adapter: the adapter's folder, in PEFT's layout, unless it is to be merged.
-        """
-        if self._tuning.has_adapter and not merged:
-            self._export_adapter(folder)
-            return
-        is_writer = self._rank.rank == 0
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_weights() if is_writer}
-        if is_writer:
-            self._model.config.use_cache = True
-            self._model.save_pretrained(folder, state_dict=state)
-            self._model.config.use_cache = False
-
-    def _export_adapter(self, folder: Path) -> None:
-        tensors = adapter_tensors(self._model, gather=self._gathered)
-        if self._rank.rank == 0:
-            write_adapter(folder, tensors, adapter_settings(self._model))
+    def export(self, folder: Path) -> None:
+        """Write a plain Hugging Face folder (weights and architecture; the caller adds the tokenizer); of a model that
+        learns an adapter, the adapter's, in PEFT's layout. A collective call under ZeRO-3."""
+        write_model(
+            self._model,
+            folder,
+            as_adapter=self._tuning.has_adapter,
+            gather=self._gathered,
+            is_writer=self._rank.rank == 0,
+        )
 
 
 def _learned(lessons: LessonBatch) -> list[tuple[int, ...]]:
