@@ -39,18 +39,21 @@ def mixed(sources: Sequence[Source[T]], mix: Mix, weights: Sequence[float], seed
             yield from source()
         return
     running = [source() for source in sources]
-    is_out = [False] * len(sources)
+    ahead = [next(rows, None) for rows in running]
+    is_out = [row is None for row in ahead]
     for number in _choices(len(sources), weights, seed):
-        row = next(running[number], None)
-        if row is None:
-            is_out[number] = True
-            if mix is Mix.INTERLEAVE_UNDER or all(is_out):
+        if all(is_out):
+            return
+        if ahead[number] is None:
+            if mix is Mix.INTERLEAVE_UNDER:
                 return
             running[number] = sources[number]()
-            row = next(running[number], None)
-            if row is None:  # an empty source: it has nothing to repeat
-                continue
-        yield row
+            ahead[number] = next(running[number], None)
+        row = ahead[number]
+        if row is not None:  # an empty source has nothing to repeat
+            yield row
+            ahead[number] = next(running[number], None)
+            is_out[number] |= ahead[number] is None
 
 
 def _choices(count: int, weights: Sequence[float], seed: int) -> Iterator[int]:
