@@ -41,6 +41,7 @@ EXAMPLES
     python -m engine.main run.steps=10 run.name=first
     python -m engine.main model.path=org/name rollout.max_response_tokens=256 model.context_length=1024
     python -m engine.main data=gsm8k data.path=train.jsonl model.path=../my-model
+    python -m engine.main algo=sft data=files data.path=conversations.jsonl
     python -m engine.main reward.function=my_rewards.py:correct
     python -m engine.main experiment=nano_base
 """

@@ -20,7 +20,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from engine.compose import options_in
 from engine.config import CONF, REPOSITORY, Config
 from engine.config_error import ConfigError
-from engine.model_checks import HUB_ID, models_of
+from engine.data.registry import REGISTRY
+from engine.data.sources import is_hub_id, place_and_split
+from engine.model_checks import models_of
 from engine.own_options import own_files
 from rewards.load import RewardError, build_reward, read_reward
 
@@ -48,7 +50,7 @@ class Part:
     """What one setting of the run brings along."""
 
     files: tuple[SentFile, ...] = ()
-    settings: Mapping[str, str]
+    settings: Mapping[str, str | Sequence[str]]
     """Key -> its value for the job, where that is another one than here."""
     notes: tuple[str, ...] = ()
     """What the person should know."""
@@ -85,8 +87,8 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     parts += [_model(argv, key, path) for key, path in models_of(config).items()]
     parts += [_module(type(section).__module__) for section in (config.algo, config.data)]
     parts += [_own_option(group, file) for group, file in own_files(argv, options_in(CONF)).items()]
-    for key, path in _data_paths(config).items():
-        parts.append(_data(key, path, room=MAX_BYTES - _size(_files_of(parts))))
+    for key, paths in _data_paths(config).items():
+        parts.append(_data_list(key, paths, parts))
     package = JobPackage(
         files=_files_of(parts),
         overrides=rewritten(argv, {key: value for part in parts for key, value in part.settings.items()}),
@@ -100,7 +102,7 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     return package
 
 
-def rewritten(argv: Sequence[str], settings: Mapping[str, str]) -> tuple[str, ...]:
+def rewritten(argv: Sequence[str], settings: Mapping[str, str | Sequence[str]]) -> tuple[str, ...]:
     """The overrides with other values for some keys.
 
     >>> rewritten(["algo=grpo", "++data.path=my rows.jsonl"], {"data.path": "inputs/my rows.jsonl"})
@@ -108,11 +110,15 @@ def rewritten(argv: Sequence[str], settings: Mapping[str, str]) -> tuple[str, ..
     """
     kept = [text for text in argv if _key(text) not in settings]
     # At the end: what comes later wins, also over a section given as a mapping.
-    return (*kept, *(f"{key}={_quoted(value)}" for key, value in settings.items()))
+    return (*kept, *(f"{key}={_typed(value)}" for key, value in settings.items()))
 
 
 def _key(override: str) -> str:
     return override.lstrip("+").partition("=")[0].strip()
+
+
+def _typed(value: str | Sequence[str]) -> str:
+    return _quoted(value) if isinstance(value, str) else f"[{','.join(map(_quoted, value))}]"
 
 
 def _quoted(value: str) -> str:
@@ -143,30 +149,52 @@ def _own_option(group: str, file: Path) -> Part:
     return Part(files=(SentFile(source=file.absolute(), place=place),), settings={group: place})
 
 
-def _data_paths(config: Config) -> dict[str, str]:
+def _data_paths(config: Config) -> dict[str, tuple[str, ...]]:
     """The data set's settings that name files."""
     names = [name for name in type(config.data).__dataclass_fields__ if name == "path" or name.endswith("_path")]
     values = {name: getattr(config.data, name) for name in names}
-    return {f"data.{name}": value for name, value in values.items() if isinstance(value, str) and value}
+    lists = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in values.items()}
+    return {f"data.{name}": paths for name, paths in lists.items() if any(paths)}
 
 
-def _data(key: str, path: str, *, room: int) -> Part:
+def _data_list(key: str, paths: Sequence[str], others: Sequence[Part]) -> Part:
+    """Several files are told apart by number where they have one name."""
+    parts: list[Part] = []
+    names = [Path(path).absolute().name for path in paths]
+    for number, path in enumerate(paths):
+        folder = f"{key}/{number}" if names.count(names[number]) > 1 else key
+        parts.append(_data(key, path, folder, room=MAX_BYTES - _size(_files_of([*others, *parts]))))
+    settings = [part.settings.get(key, path) for part, path in zip(parts, paths, strict=True)]
+    return Part(
+        files=_files_of(parts),
+        settings={key: settings[0] if len(settings) == 1 else settings} if settings != list(paths) else {},
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _data(key: str, path: str, folder: str, *, room: int) -> Part:
     """Sent where it fits; an absolute path that does not fit, or is not here, is one of the cluster's."""
-    file = Path(path)
+    base, split = place_and_split(path)
+    file = Path(base)
     if not file.exists():
         if file.is_absolute():
             return Part(settings={}, notes=(f"{key} is not sent: the cluster must have {path}",))
-        if HUB_ID.fullmatch(path) and not file.suffix:
+        if is_hub_id(base):
             return Part(settings={})
         raise ConfigError(
             f"{key} is {path}: no such file.",
             keys=(key,),
             advice=f"Paths are relative to {Path.cwd()}; a file that only the cluster has needs an absolute path.",
         )
-    place = f"inputs/{key}/{file.absolute().name}"
-    files = _below(file, place=place) if file.is_dir() else (SentFile(source=file.absolute(), place=place),)
+    place = f"inputs/{folder}/{file.absolute().name}"
+    if file.is_dir():
+        files = _below(file, place=place)
+    elif file.name == REGISTRY:  # it names files beside it
+        files = _below(file.absolute().parent, place=f"inputs/{folder}")
+    else:
+        files = (SentFile(source=file.absolute(), place=place),)
     if _size(files) <= room:
-        return Part(files=files, settings={key: place})
+        return Part(files=files, settings={key: f"{place}@{split}" if split else place})
     if file.is_absolute():
         return Part(
             settings={}, notes=(f"{key} is not sent, it has {_mib(_size(files))}: the cluster must have {path}",)

@@ -4,6 +4,7 @@ python -m engine.main                                  # a tiny policy learns ar
 python -m engine.main algo=grpo model=qwen2.5-7b       # the same code on GPUs
 python -m engine.main train.learning_rate=1e-4         # any key of any section, as `--help` lists them
 python -m engine.main model.path=my/model data=gsm8k data.path=train.jsonl
+python -m engine.main algo=sft data=files data.path=chat.jsonl data.check=true     # only name the rows that are bad
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from engine.announcements import announcements
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
+from engine.data_check import account_for_data, check_data, only_checks
 from engine.fit import check_fit
 from engine.machine import this_machine
 from engine.resume import find_progress, open_checkpoints
@@ -31,6 +33,9 @@ MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
 
 def main(argv: Sequence[str]) -> None:
     config = load_config(argv)
+    if only_checks(config):
+        print(check_data(config))
+        return
     fit = check_fit(config, this_machine())
     checkpoints = open_checkpoints(config)
     with closing(Tracker(config)) as tracker:
@@ -38,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
         task = prepare_online(config) if config.algo.online else prepare_offline(config)
         config = config.for_rows(len(task))
+        account_for_data(config, tracker)
         start = find_progress(config, task.fingerprint, checkpoints, tracker)
         if start.step >= config.run.steps:
             tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")

@@ -50,7 +50,7 @@ class Leaf:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         parts = [words.get(part, str(part)) for part in get_args(self.hint) if part is not Ellipsis]
         if get_origin(self.hint) in (list, tuple):
-            return f"a list, each {parts[0]}"
+            return "a text, or a list of texts" if parts[0] == words[str] else f"a list, each {parts[0]}"
         if get_origin(self.hint) is dict:
             return f"a mapping, each value {parts[1]}"
         return " or ".join(parts) or words.get(self.hint, str(self.hint))
@@ -157,7 +157,7 @@ def fit(
             # OmegaConf would take the dataclass's default, which is not what this file's author meant.
             raise ConfigError(f"{key} has no value.", keys=(key,), advice=f"Type {key}=<{leaves[key].kind()}>.")
         if not dataclasses.is_dataclass(hints[name]):
-            fitted[name] = _enum_name(key, enum_of(hints[name]), value)
+            fitted[name] = _enum_name(key, enum_of(hints[name]), _as_list(hints[name], value))
         elif isinstance(value, Mapping):
             fitted[name] = fit(value, hints[name], {}, leaves, prefix=f"{key}.")
         else:
@@ -167,6 +167,12 @@ def fit(
                 advice=f"Set its keys: {', '.join(leaf for leaf in leaves if leaf.startswith(f'{key}.'))}.",
             )
     return fitted
+
+
+def _as_list(hint: Any, value: Any) -> Any:
+    """One text where a list of texts is taken is a list of one: data.path=rows.jsonl."""
+    takes_texts = get_origin(hint) in (list, tuple) and str in get_args(hint)
+    return [value] if takes_texts and isinstance(value, str) and not value.startswith("${") else value
 
 
 def _enum_name(key: str, enum: type[Enum] | None, value: Any) -> Any:

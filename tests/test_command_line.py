@@ -32,11 +32,9 @@ MISTAKES = [
     ("reward.function={rows}/broken.py:correct", "no_such_package"),
     ("reward.function=rewards.number:exakt", "exact"),
     ("data=gsm8k data.path=nowhere.jsonl", "nowhere.jsonl"),
-    ("data=jsonl data.path={rows}/empty.jsonl reward.function=rewards.number:exact", "no rows"),
-    (
-        "data=jsonl data.held_out=0 data.path={rows}/rows.jsonl reward.function=rewards.number:exact",
-        "no column 'prompt'",
-    ),
+    ("data=files data.path={rows}/empty.jsonl reward.function=rewards.number:exact", "no rows"),
+    ("data=files data.path={rows}/rows.jsonl reward.function=rewards.number:exact", "the nearest is 'anwser'"),
+    ("algo=sft data=files data.path={rows}/rows.jsonl", "no column 'completion'"),
     ("rollout.prompts_per_step=5 train.updates_per_step=2", "rollout.prompts_per_step=4"),
     ("model.context_length=12", "the prompt has"),
     ("rollout.max_response_tokens=505", "505"),
@@ -48,7 +46,9 @@ def test_a_mistake_ends_before_ray_starts_with_what_to_do(
     mistake: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    (tmp_path / "rows.jsonl").write_text(
+        '{"question": "1+1=", "answer": "2"}\n' * 2 + '{"question": "3+1=", "anwser": "4"}\n'
+    )
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
     overrides = [*mistake.format(rows=tmp_path).split(), f"run.folder={tmp_path}"]

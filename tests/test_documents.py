@@ -61,6 +61,7 @@ def files_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train.jsonl", solved),
         ("rows.jsonl", solved),
         ("conversations.jsonl", [{"messages": turns}] * 8),
+        ("alpaca.json", [{"instruction": "Add.", "input": "1+1=", "output": "2"}] * 8),
     ):
         (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     shutil.copytree(REPOSITORY / "examples/own_algorithm", tmp_path / "examples/own_algorithm")

@@ -16,12 +16,46 @@ from workers.records import Message
 class DataError(Exception):
     """A row or a file that cannot be used: printed without a traceback, exit code 2."""
 
-    def __init__(self, problem: str, *, where: str, advice: str) -> None:
+    def __init__(self, problem: str, *, where: str, advice: str, kind: str = "") -> None:
         super().__init__(f"{where}: {problem}\n  {advice}")
         self.problem = problem
         self.where = where
         """The file and line, or the row's id."""
         self.advice = advice
+        self.kind = kind or problem
+        """The problem without what is this row's own, for counting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """What is wrong with one row.
+
+    Example:
+        BadRow(id="train-17", where="data/train.jsonl:17", kind="no such column", column="answer", value="",
+               nearest="anwser", problem="no column 'answer'; the nearest is 'anwser'.")
+    """
+
+    id: str
+    where: str
+    """For people: the file and its line or row."""
+    kind: str
+    """The reason in few words, the same for every row that has it."""
+    column: str
+    """Empty where the row as a whole is bad."""
+    value: str
+    """Of the column, as Python writes it, clipped."""
+    nearest: str
+    """The row's own column whose name is most like that of the missing one."""
+    problem: str
+    """The reason in a sentence."""
+
+
+class RowError(DataError):
+    """One row of a file that cannot be used; a pass over the file goes on behind it."""
+
+    def __init__(self, bad: BadRow, *, advice: str) -> None:
+        super().__init__(bad.problem, where=bad.where, advice=advice, kind=bad.kind)
+        self.bad = bad
 
 
 class Split(Enum):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import Conversation, DataError, Question, Split
-from engine.data.files import FileRow, read_rows, split_rows
-from engine.data.jsonl import ask, system
+from engine.data.readers import READERS, read_hub
+from engine.data.rows import FileRow, RowOrError
+from engine.data.sources import find_source
+from engine.data.turns import ask, system
 from workers.records import Message
 
+T = TypeVar("T")
 ANSWER_MARK = "####"
 CALCULATION = re.compile(r"<<.*?>>")
 """GSM8K's notes for a calculator, in the middle of its solutions: `48/2 = <<48/2=24>>24`."""
@@ -25,7 +30,7 @@ class Gsm8kData:
     """
 
     path: str = "openai/gsm8k"
-    """A local .jsonl file, or a hub id, whose split `test` is then held out."""
+    """A local file, or a hub id, whose split `test` is then held out."""
     question_column: str = "question"
     answer_column: str = "answer"
     held_out: int = 200
@@ -48,8 +53,18 @@ class Gsm8kData:
 
     def questions(self, split: Split) -> Sequence[Question]:
         examples = self._examples()
-        rows = self._rows(split)
-        return [self._question(row, examples) for row in (rows[self.shots :] if split is Split.TRAIN else rows)]
+        rows = self._rows(split)[self.shots if split is Split.TRAIN else 0 :]
+        return self._all(rows, lambda row: self._question(row, examples))
+
+    def conversations(self, split: Split) -> Sequence[Conversation]:
+        return self._all(self._rows(split), self._conversation)
+
+    def _all(self, rows: Sequence[RowOrError], make: Callable[[FileRow], T]) -> Sequence[T]:
+        """Raises DataError, which tells every row that is bad."""
+        bad = BadRows(Tolerance())
+        made = list(bad.collect(rows, make))
+        bad.settle()
+        return made
 
     def _examples(self) -> tuple[Message, ...]:
         """The turns that every question comes after."""
@@ -62,29 +77,36 @@ class Gsm8kData:
                 where=self.path,
                 advice="Set a smaller data.shots.",
             )
-        return tuple(turn for row in train[: self.shots] for turn in self._solved(row))
+        return tuple(turn for pair in self._all(train[: self.shots], self._solved) for turn in pair)
 
-    def conversations(self, split: Split) -> Sequence[Conversation]:
-        return [self._conversation(row) for row in self._rows(split)]
-
-    def _rows(self, split: Split) -> Sequence[FileRow]:
-        if not Path(self.path).exists() and Path(self.path).suffix not in (".jsonl", ".json"):
-            rows = _rows_of_hub(self.path, "train" if split is Split.TRAIN else "test")
+    def _rows(self, split: Split) -> Sequence[RowOrError]:
+        if not Path(self.path).exists() and Path(self.path).suffix not in READERS:
+            hub_split = "train" if split is Split.TRAIN else "test"
+            rows = list(read_hub(self.path, subset="main", split=hub_split, folder="", streaming=False))
             return rows[: self.limit] if self.limit and split is Split.TRAIN else rows
-        rows = read_rows(self.path)
+        rows = _rows_of_file(self.path)
         rows = rows[: self.limit] if self.limit else rows
-        held_out_rows = read_rows(self.held_out_path) if self.held_out_path else ()
-        return split_rows(rows, split, held_out=self.held_out, held_out_rows=held_out_rows)
+        if self.held_out_path:
+            return rows if split is Split.TRAIN else _rows_of_file(self.held_out_path)
+        if self.held_out >= len(rows):
+            raise DataError(
+                f"{len(rows)} rows, and data.held_out is {self.held_out}: none are left to train on.",
+                where=self.path,
+                advice="Set a smaller data.held_out.",
+            )
+        cut = len(rows) - self.held_out
+        return rows[:cut] if split is Split.TRAIN else rows[cut:]
 
     def _question(self, row: FileRow, examples: Sequence[Message]) -> Question:
         solution = row.text(self.answer_column)
         _, mark, final = solution.rpartition(ANSWER_MARK)
         answer = final.strip().replace(",", "")
         if not (mark and answer):
-            raise DataError(
-                f"column {self.answer_column!r} has no answer after {ANSWER_MARK}.",
-                where=row.where,
-                advice=f"End the solution in `{ANSWER_MARK} <number>`, or use data=jsonl for plain answers.",
+            raise row.bad(
+                f"no answer after {ANSWER_MARK}",
+                self.answer_column,
+                solution,
+                f"End the solution in `{ANSWER_MARK} <number>`, or use data=files for plain answers.",
             )
         return Question(
             id=row.id,
@@ -105,18 +127,8 @@ class Gsm8kData:
         return ask(f"{question}\n{self.instruction}" if self.instruction else question)
 
 
-def _rows_of_hub(path: str, split: str) -> tuple[FileRow, ...]:
-    from datasets import load_dataset  # takes seconds to import, and most runs read a file
-
-    try:
-        rows = load_dataset(path, "main", split=split)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot be loaded from the hub: {error}",
-            where=path,
-            advice="Set data.path to a local .jsonl file of GSM8K, or go online.",
-        ) from error
-    return tuple(
-        FileRow(id=f"gsm8k-{split}-{number}", where=f"{path}, {split} row {number}", values=row)
-        for number, row in enumerate(rows, start=1)
-    )
+def _rows_of_file(path: str) -> list[RowOrError]:
+    rows = list(find_source(path).rows(streaming=False))
+    if not rows:
+        raise DataError("no rows.", where=path, advice="Give a file with one JSON object per line.")
+    return rows

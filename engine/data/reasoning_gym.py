@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.data.base import DataError, Question, Split
-from engine.data.jsonl import ask, system
+from engine.data.turns import ask, system
 from rewards.reasoning_gym import UnknownTask, make_task
 
 HELD_OUT_SEED = 1_000_000_007

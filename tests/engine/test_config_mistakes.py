@@ -137,7 +137,7 @@ def test_an_open_section_must_name_its_class(typed: str, words: str) -> None:
 
 
 def test_a_required_setting_without_a_value_is_asked_for() -> None:
-    assert "data.path has no value.\n  Type data.path=<a text>." in refusal("data=jsonl")
+    assert "data.path has no value.\n  Type data.path=<a text, or a list of texts>." in refusal("data=files")
 
 
 @pytest.mark.parametrize(
@@ -263,10 +263,10 @@ def test_an_impossible_run_is_refused_with_what_to_set(typed: list[str], words: 
 
 
 def test_questions_alone_cannot_be_imitated() -> None:
-    problem, origin, advice = refusal("algo=sft", "data=jsonl", "data.path=rows.jsonl").splitlines()
+    problem, origin, advice = refusal("algo=sft", "data=reasoning_gym", "data.task=countdown").splitlines()
 
-    assert problem == "SFT learns from conversations, and JsonlData has none."
-    assert origin == "  set by: algo=sft on the command line; data=jsonl on the command line"
+    assert problem == "SFT learns from conversations, and ReasoningGymData has none."
+    assert origin == "  set by: algo=sft on the command line; data=reasoning_gym on the command line"
     assert "another algo or data" in advice
 
 

@@ -199,14 +199,16 @@ def test_an_algorithm_that_learns_from_another_kind_of_data_chooses_it_over_the_
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
     (conf / "algo/later.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - override /data: chat\nalgo:\n  _target_: engine.algorithms.sft.SFT\n"
+        "# @package _global_\ndefaults:\n  - override /data: files\nalgo:\n  _target_: engine.algorithms.sft.SFT\n"
     )
 
-    with pytest.raises(ConfigError, match=r"data\.path has no value\.\n  Type data\.path=<a text>\."):
+    with pytest.raises(
+        ConfigError, match=r"data\.path has no value\.\n  Type data\.path=<a text, or a list of texts>\."
+    ):
         compose(["algo=later", "model=qwen2.5-7b"], Config, conf=conf, open_sections=OPEN_SECTIONS)
     argv = ["algo=later", "model=qwen2.5-7b", "data.path=rows.jsonl"]
     composed = compose(argv, Config, conf=conf, open_sections=OPEN_SECTIONS)
-    assert composed.choices["data"] == "chat"
+    assert composed.choices["data"] == "files"
     assert composed.config.model.path == "Qwen/Qwen2.5-7B-Instruct"
 
 

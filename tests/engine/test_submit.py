@@ -75,7 +75,7 @@ def test_a_package_written_out_composes_to_the_same_run(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     rows = tmp_path / "it's, {rows}.jsonl"
     rows.write_text('{"prompt": "1+1=", "answer": "2"}\n' * 3)
-    typed = [f"reward.function={tmp_path}/mine.py:odd", "data=jsonl", "data.held_out=1", "run.steps=3"]
+    typed = [f"reward.function={tmp_path}/mine.py:odd", "data=files", "data.held_out=1", "run.steps=3"]
     typed.append("data.path='{}'".format(str(rows).replace("'", r"\'")))
     package = pack(typed, load_config_for_cluster([*typed, ELSEWHERE]))
     folder = tmp_path / "job"
@@ -132,24 +132,24 @@ def test_data_is_sent_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}\n" * 1000)
     reward = "reward.function=rewards.number:exact"
-    package = packed("data=jsonl", "data.path=rows.jsonl", reward)
+    package = packed("data=files", "data.path=rows.jsonl", reward)
     assert "data.path=inputs/data.path/rows.jsonl" in package.overrides
     assert "inputs/data.path/rows.jsonl" in places(package)
 
     monkeypatch.setattr(job_package, "MAX_BYTES", packed(reward).num_bytes + 1000)
     with pytest.raises(ConfigError, match=r"rows\.jsonl") as refused:
-        packed("data=jsonl", "data.path=rows.jsonl", reward)
+        packed("data=files", "data.path=rows.jsonl", reward)
     assert "absolute path" in refused.value.advice
-    package = packed("data=jsonl", f"data.path={tmp_path}/rows.jsonl", reward)
+    package = packed("data=files", f"data.path={tmp_path}/rows.jsonl", reward)
     assert f"data.path={tmp_path}/rows.jsonl" in package.overrides
     assert "not sent" in package.notes[0]
 
 
 def test_data_that_only_the_cluster_has_needs_an_absolute_path() -> None:
     reward = "reward.function=rewards.number:exact"
-    assert "/shared/rows.jsonl" in packed("data=jsonl", "data.path=/shared/rows.jsonl", reward).notes[0]
+    assert "/shared/rows.jsonl" in packed("data=files", "data.path=/shared/rows.jsonl", reward).notes[0]
     with pytest.raises(ConfigError, match="no such file"):
-        packed("data=jsonl", "data.path=rows.jsonl", reward)
+        packed("data=files", "data.path=rows.jsonl", reward)
 
 
 def test_a_model_outside_the_repository_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +390,7 @@ def test_without_the_right_token_nothing_is_answered(job_cluster: JobCluster) ->
 
 @pytest.mark.slow
 def test_a_job_that_fails_is_told_in_its_own_words(job_cluster: JobCluster, tmp_path: Path) -> None:
-    data = ("data=jsonl", "data.path=/nowhere/rows.jsonl", "reward.function=rewards.number:exact")
+    data = ("data=files", "data.path=/nowhere/rows.jsonl", "reward.function=rewards.number:exact")
     done = job_cluster.ask(*data, f"run.folder={tmp_path}", "run.name=my run")
     assert done.returncode == 1, done.stdout
     job_id = re.search(r"^job (my-run-\S+) is sent", done.stdout, re.MULTILINE).group(1)
