@@ -62,13 +62,14 @@ def first_lesson(task: OfflineTask, tokenizer: PreTrainedTokenizerBase) -> tuple
     Example:
         the first of 9600 lessons, 2 of 9 tokens trained on: <|user|>12+34=<|end|><|assistant|>[[46<|end|>]]
     """
-    lesson = task.lessons[0]
+    lesson = task.first
     lines = []
     for example in lesson.examples:
         name = "" if example.part is Part.TEXT else f"{example.part.value}, "
         counted = f"{sum(example.mask)} of {_tokens(len(example.token_ids))} trained on"
         lines.append(f"{name}{counted}: {_marked(example, tokenizer)}")
-    return (f"the first of {_count(len(task.lessons), 'lesson')}, {lines[0]}", *lines[1:])
+    of_all = f" of {_count(len(task), 'lesson')}" if len(task) else ""
+    return (f"the first{of_all}, {lines[0]}", *lines[1:])
 
 
 def _marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.algorithms.base import Algorithm, Objective
+from engine.algorithms.base import Algorithm, LanguageObjective, Objective
 from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
+from engine.data.checked import CheckedData
 from engine.model_checks import check_model, models_of
 from workers.config import Overlong, Precision, Weights
 
@@ -94,6 +95,7 @@ def _check_settings(config: Config) -> None:
     _check_model(config)
     _check_run(config)
     _check_data(config)
+    _check_stream(config)
     _check_rendering(config)
     if config.algo.online:
         _check_reference(config)
@@ -200,6 +202,26 @@ def _check_data(config: Config) -> None:
             keys=("algo", "data"),
             advice="Choose another algo or data; `python -m engine.main --help` lists them.",
         )
+
+
+def _check_stream(config: Config) -> None:
+    """What has no end cannot be counted, shuffled as a whole, or looked at beforehand."""
+    if not (isinstance(config.data, CheckedData) and config.data.streaming):
+        return
+    needs_all = {
+        "algo": ("it is online, and draws from all of its questions", config.algo.online),
+        "run.epochs": (f"run.epochs is {config.run.epochs}", config.run.epochs > 0),
+    }
+    if isinstance(config.algo, LanguageObjective):
+        told = "its reference is asked about every row before the run starts"
+        needs_all["algo"] = (told, config.algo.needs.reference)
+    for key, (reason, holds) in needs_all.items():
+        if holds:
+            raise ConfigError(
+                f"data.streaming is true, and of {type(config.algo).__name__} {reason}.",
+                keys=("data.streaming", key),
+                advice="Set data.streaming=false; a number of steps (run.steps) instead of epochs.",
+            )
 
 
 def _check_rendering(config: Config) -> None:

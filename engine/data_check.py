@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from engine.algorithms.base import Objective
 from engine.config import Config
-from engine.data.bad_rows import BadRows
 from engine.data.base import RowKind
-from engine.tasks import prepare_offline, prepare_online
+from engine.data.checked import CheckedData
+from engine.tasks import OfflineTask, OnlineTask, is_stream, prepare_offline, prepare_online
 
 if TYPE_CHECKING:
     from engine.tracking import Tracker
-
-
-@runtime_checkable
-class CheckedData(Protocol):
-    """A data set that says what it found."""
-
-    @property
-    def check(self) -> bool:
-        """Whether the run is to look at its rows, and do nothing else."""
-        ...
-
-    @property
-    def streaming(self) -> bool: ...
-
-    def described(self, kind: RowKind) -> tuple[str, ...]: ...
-
-    def bad(self, kind: RowKind) -> BadRows: ...
 
 
 def only_checks(config: Config) -> bool:
@@ -41,12 +24,13 @@ def check_data(config: Config) -> str:
     Raises DataError, which tells all rows that are bad.
     """
     task = prepare_online(config) if config.algo.online else prepare_offline(config)
-    rows = task.prompts if config.algo.online else task.lessons
-    lines = config.data.described(kind_of(config))
-    return "\n".join([*lines, f"no bad rows; {len(rows):,} to train on, {len(task.held_out):,} held out"])
+    if is_stream(config):
+        return "\n".join([*task.remarks, f"no bad rows among the first ones; {len(task.held_out):,} held out"])
+    lines = [*config.data.described(kind_of(config)), *task.remarks]
+    return "\n".join([*lines, f"no bad rows; {len(task):,} to train on, {len(task.held_out):,} held out"])
 
 
-def account_for_data(config: Config, tracker: Tracker) -> None:
+def account_for_data(config: Config, task: OnlineTask | OfflineTask, tracker: Tracker) -> None:
     """Says what the data were taken for, and lists the rows that were left out in the run's folder."""
     data = config.data
     if not isinstance(data, CheckedData) or data.streaming:
@@ -54,7 +38,7 @@ def account_for_data(config: Config, tracker: Tracker) -> None:
     kind = kind_of(config)
     for line in data.described(kind):
         tracker.say(line)
-    bad = data.bad(kind)
+    bad = data.bad(kind).with_later(task.bad)
     if bad.found:
         share = len(bad.found) / bad.seen
         tracker.say(f"left out {len(bad.found):,} of {bad.seen:,} rows ({share:.1%}): {bad.counted()}")

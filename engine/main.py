@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
         task = prepare_online(config) if config.algo.online else prepare_offline(config)
         config = config.for_rows(len(task))
-        account_for_data(config, tracker)
+        account_for_data(config, task, tracker)
         start = find_progress(config, task.fingerprint, checkpoints, tracker)
         if start.step >= config.run.steps:
             tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")

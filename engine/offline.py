@@ -11,7 +11,6 @@ from engine.invariants import SkippedUpdates, check_tokens
 from engine.metrics import of_update
 from engine.references import References
 from engine.resume import Progress, save_progress
-from engine.rollout_stream import Ledger
 from engine.tasks import OfflineTask
 from engine.tracking import Tracker
 from workers.lessons import Lesson, Share
@@ -24,7 +23,7 @@ def train_offline(
 ) -> None:
     """One optimizer step a batch of lessons; they come in an order keyed by (seed, epoch)."""
     run, objective, ranks = config.run, config.algo, config.train.ranks
-    ledger = Ledger(num_prompts=len(task.lessons), seed=run.seed, next_draw=start.next_draw)
+    source = task.lessons_from(start.next_draw)
     held_out = objective.assemble(task.held_out)
     references = References(config.run_folder) if _needs_reference(objective) else None
     if references:
@@ -47,7 +46,7 @@ def train_offline(
         measure(step=0)
     for step in range(start.step, run.steps):
         with tracker.step(step) as metrics, tracker.phase("update"):
-            lessons = _next(ledger, config, task)
+            lessons = objective.assemble(source.take(config.train.examples_per_step))
             totals = totals_of(lessons, horizon=config.model.context_length)
             reports = workers.policy.fit(deal(lessons), totals, objective)
             check_tokens(reports, announced=totals.tokens)
@@ -57,7 +56,8 @@ def train_offline(
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             measure(step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
-            here = Progress(step=step + 1, next_draw=ledger.next_draw, algorithm=start.algorithm, folder=None)
+            source.forget_surplus()
+            here = Progress(step=step + 1, next_draw=source.next_draw, algorithm=start.algorithm, folder=None)
             save_progress(here, config, task, workers, tracker, checkpoints)
 
 
@@ -78,10 +78,6 @@ def by_length(lessons: Sequence[Lesson], ranks: int) -> list[tuple[Lesson, ...]]
     return [tuple(ordered[rank::ranks]) for rank in range(ranks)]
 
 
-def _next(ledger: Ledger, config: Config, task: OfflineTask) -> list[Lesson]:
-    return config.algo.assemble([task.lessons[ledger.admit()[1]] for _ in range(config.train.examples_per_step)])
-
-
 def _needs_reference(objective: Objective) -> bool:
     return isinstance(objective, LanguageObjective) and objective.needs.reference
 
@@ -89,6 +85,6 @@ def _needs_reference(objective: Objective) -> bool:
 def _all_to_come(config: Config, task: OfflineTask, start: Progress, held_out: Sequence[Lesson]) -> Iterator[Lesson]:
     """Every lesson that the run will look at from here on."""
     yield from held_out
-    ledger = Ledger(num_prompts=len(task.lessons), seed=config.run.seed, next_draw=start.next_draw)
+    source = task.lessons_from(start.next_draw)
     for _ in range(start.step, config.run.steps):
-        yield from _next(ledger, config, task)
+        yield from config.algo.assemble(source.take(config.train.examples_per_step))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.config import Config
+from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import DataError, Split
-from engine.data.render import Room, render_lessons, render_prompts
+from engine.data.checked import CheckedData
+from engine.data.reading import RecordStream
+from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from engine.fingerprint import fingerprint
+from engine.lesson_source import LessonSource, ShuffledLessons, StreamedLessons
 from rewards.load import RewardSource, build_reward, read_reward, try_reward
 from workers.lessons import Lesson
 from workers.records import Prompt
@@ -30,6 +36,8 @@ class OnlineTask:
     reward: RewardSource
     remarks: tuple[str, ...]
     """What became of rows that were too long, for people."""
+    bad: BadRows
+    """Rows that cannot be written as tokens, and were left out."""
     fingerprint: str
     """Of the training rows and their order."""
 
@@ -41,25 +49,32 @@ class OnlineTask:
 class OfflineTask:
     """Rows to learn from, and rows to be measured on."""
 
-    lessons: tuple[Lesson, ...]
+    num_lessons: int
+    """0 for a stream, whose end nobody knows."""
+    first: Lesson
+    """That a person is shown."""
+    lessons_from: Callable[[int], LessonSource]
+    """The lessons to learn from after so many draws."""
     held_out: tuple[Lesson, ...]
     reward: None
     """Nothing is sampled, so nothing is judged."""
     remarks: tuple[str, ...]
+    bad: BadRows
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.lessons)
+        return self.num_lessons
 
 
 def prepare_online(config: Config) -> OnlineTask:
     """Raises DataError or RewardError, for people."""
     reward = read_reward(config.reward.function)
     function = build_reward(reward)
-    template, room = Template(tokenizer_of(config)), room_of(config)
+    template, room, bad = Template(tokenizer_of(config)), room_of(config), BadRows(tolerance_of(config))
     (train, too_long), (held_out, too_long_held_out) = (
-        render_prompts(config.data.questions(split), template, room) for split in (Split.TRAIN, Split.HELD_OUT)
+        render_prompts(config.data.questions(split), template, room, bad) for split in (Split.TRAIN, Split.HELD_OUT)
     )
+    bad.settle()
     _refuse_empty(train, config)
     try_reward(function, train[0].answer, train[0].row, config.reward.arguments)
     rows = [(prompt.id, prompt.token_ids, prompt.answer) for prompt in train]
@@ -68,30 +83,80 @@ def prepare_online(config: Config) -> OnlineTask:
         held_out=held_out,
         reward=reward,
         remarks=_remarks(dropped=(*too_long, *too_long_held_out), truncated=(), room=room),
+        bad=bad,
         fingerprint=fingerprint(rows),
     )
 
 
 def prepare_offline(config: Config) -> OfflineTask:
     """Raises DataError, for people."""
-    template, room = Template(tokenizer_of(config)), room_of(config)
+    make = LessonMaker(config.algo, Template(tokenizer_of(config)), room_of(config))
+    return _streamed(config, make) if is_stream(config) else _in_memory(config, make)
+
+
+def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
+    bad = BadRows(tolerance_of(config))
     train, held_out = (
-        render_lessons(config.data, config.algo, split, template, room) for split in (Split.TRAIN, Split.HELD_OUT)
+        tuple(itertools.chain(*bad.collect(rows_of(config.data, config.algo.rows, split), make)))
+        for split in (Split.TRAIN, Split.HELD_OUT)
     )
-    _refuse_empty(train.lessons, config)
-    rows = [
-        (lesson.id, [(example.part, example.token_ids, example.mask) for example in lesson.examples], lesson.margin)
-        for lesson in train.lessons
-    ]
+    bad.settle()
+    _refuse_empty(train, config)
     return OfflineTask(
-        lessons=train.lessons,
-        held_out=held_out.lessons,
+        num_lessons=len(train),
+        first=train[0],
+        lessons_from=partial(_shuffled, train, config.run.seed),
+        held_out=held_out,
         reward=None,
-        remarks=_remarks(
-            dropped=(*train.dropped, *held_out.dropped), truncated=(*train.truncated, *held_out.truncated), room=room
-        ),
-        fingerprint=fingerprint(rows),
+        remarks=_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config)),
+        bad=bad,
+        fingerprint=fingerprint(_told(train)),
     )
+
+
+def _shuffled(lessons: Sequence[Lesson], seed: int, next_draw: int) -> ShuffledLessons:
+    return ShuffledLessons(lessons, seed=seed, next_draw=next_draw)
+
+
+def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
+    """Of a stream, what is held out is read now, and the rest while the run goes on."""
+    beginning = config.data.stream(config.algo.rows)
+    held_out = tuple(itertools.chain(*map(make, beginning.held_out)))
+
+    def open_stream(next_draw: int) -> RecordStream:
+        return config.data.stream(config.algo.rows, drawn=next_draw)
+
+    def lessons_from(next_draw: int) -> StreamedLessons:
+        return StreamedLessons(open_stream, make, next_draw=next_draw)
+
+    return OfflineTask(
+        num_lessons=0,
+        first=lessons_from(0).take(1)[0],
+        lessons_from=lessons_from,
+        held_out=held_out,
+        reward=None,
+        remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
+        bad=beginning.bad,
+        fingerprint=fingerprint((config.data, _told(held_out))),
+    )
+
+
+def _told(lessons: Sequence[Lesson]) -> list[object]:
+    """What decides whether two sets of lessons are the same."""
+    return [
+        (lesson.id, [(example.part, example.token_ids, example.mask) for example in lesson.examples], lesson.margin)
+        for lesson in lessons
+    ]
+
+
+def is_stream(config: Config) -> bool:
+    """Whether rows are read while the run goes on."""
+    return isinstance(config.data, CheckedData) and config.data.streaming
+
+
+def tolerance_of(config: Config) -> Tolerance:
+    """How many rows may be bad; where the data set does not say, none."""
+    return config.data.tolerance if isinstance(config.data, CheckedData) else Tolerance()
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

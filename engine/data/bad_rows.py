@@ -82,6 +82,10 @@ class BadRows:
         if self.is_too_many():
             raise BadRowsError(self)
 
+    def with_later(self, later: BadRows) -> BadRows:
+        """These, and those that a later stage found among the good ones."""
+        return BadRows(self.tolerance, found=[*self.found, *later.found], seen=self.seen)
+
     def counted(self) -> str:
         """How many of which kind, the most frequent first."""
         kinds = Counter(f"{bad.column}: {bad.kind}" if bad.column else bad.kind for bad in self.found).most_common()

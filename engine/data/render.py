@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from engine.algorithms.base import Objective
+from engine.data.bad_rows import BadRows
 from engine.data.base import (
     Conversation,
     DataError,
@@ -35,92 +35,85 @@ class Room:
     overlong: Overlong
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """Lessons, and what became of rows that were too long."""
-
-    lessons: tuple[Lesson, ...]
-    dropped: tuple[str, ...]
-    """Ids of rows that are not learned from."""
-    truncated: tuple[str, ...]
-    """Ids of rows whose end was cut off."""
-
-
-_Row = TypeVar("_Row", Conversation, Preference, Judged)
-
-
 # ----------------------------------------------------------------------------- prompts
 
 
 def render_prompts(
-    questions: Sequence[Question], template: Template, room: Room
+    questions: Sequence[Question], template: Template, room: Room, bad: BadRows
 ) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
     """Each question as the tokens that the policy answers, and the ids of those that are too long and left out."""
     prompts, dropped = [], []
-    for question in questions:
-        token_ids = template.prompt(_asked(question.id, question.messages))
-        if len(token_ids) > room.tokens:
-            _refuse_unless_allowed(question.id, "prompt", len(token_ids), room)
-            dropped.append(question.id)
-            continue
-        prompts.append(
-            Prompt(
-                id=question.id,
-                messages=question.messages,
-                token_ids=token_ids,
-                answer=question.answer,
-                row=question.row,
-            )
-        )
+    for prompt in bad.collect(questions, lambda question: _prompt(question, template, room)):
+        if len(prompt.token_ids) > room.tokens:
+            dropped.append(prompt.id)
+        else:
+            prompts.append(prompt)
     return tuple(prompts), tuple(dropped)
 
 
-def _asked(id: str, messages: tuple[Message, ...]) -> Conversation:
-    return Conversation(id=id, messages=messages, tools=(), images=())
+def _prompt(question: Question, template: Template, room: Room) -> Prompt:
+    asked = Conversation(id=question.id, messages=question.messages, tools=(), images=())
+    token_ids = template.prompt(asked)
+    if len(token_ids) > room.tokens:
+        _refuse_unless_allowed(question.id, "prompt", len(token_ids), room)
+    return Prompt(
+        id=question.id, messages=question.messages, token_ids=token_ids, answer=question.answer, row=question.row
+    )
 
 
 # ----------------------------------------------------------------------------- lessons
 
 
-def render_lessons(data: OfflineData, objective: Objective, split: Split, template: Template, room: Room) -> Rendered:
-    """The rows of a data set as an objective learns from them."""
-    match objective.rows:
+Row = Conversation | Document | Preference | Judged
+
+
+def rows_of(data: OfflineData, kind: RowKind, split: Split) -> Sequence[Row]:
+    """The rows of a split, of the kind that an objective learns from."""
+    match kind:
         case RowKind.CONVERSATIONS:
-            return _rendered(data.conversations(split), lambda row: _text(row, template, objective.imitated), room)
+            return data.conversations(split)
         case RowKind.DOCUMENTS:
-            # A text is cut into as many lessons as it fills: none is too long.
-            return Rendered(
-                lessons=tuple(
-                    lesson
-                    for row in data.documents(split)
-                    for lesson in render_document(row, template, context_length=room.tokens)
-                ),
-                dropped=(),
-                truncated=(),
-            )
+            return data.documents(split)
         case RowKind.PREFERENCES:
-            return _rendered(data.preferences(split), lambda row: _pair(row, template), room)
+            return data.preferences(split)
         case RowKind.JUDGED:
-            return _rendered(data.judged(split), lambda row: _judged(row, template), room)
-    raise ValueError(f"{type(objective).__name__} learns from {objective.rows}, which is no row of a data set")
+            return data.judged(split)
+    raise ValueError(f"{kind} is no row that an objective learns from")
 
 
-def _rendered(rows: Iterable[_Row], lesson_of: Callable[[_Row], Lesson], room: Room) -> Rendered:
-    """One lesson a row, all of whose sequences fit."""
-    lessons, dropped, truncated = [], [], []
-    for row in rows:
-        lesson = lesson_of(row)
+class LessonMaker:
+    """Rows as an objective learns from them, and what became of those that were too long."""
+
+    def __init__(self, objective: Objective, template: Template, room: Room) -> None:
+        self._imitated, self._template, self._room = objective.imitated, template, room
+        self.dropped: list[str] = []
+        """Ids of rows that are not learned from."""
+        self.truncated: list[str] = []
+        """Ids of rows whose end was cut off."""
+
+    def __call__(self, row: Row) -> list[Lesson]:
+        """One, none of a row that is dropped, several of a long text. Raises DataError for a row that cannot be."""
+        match row:
+            case Document():
+                # A text is cut into as many lessons as it fills: none is too long.
+                return _pieces(row, self._template, context_length=self._room.tokens)
+            case Conversation():
+                lesson = _text(row, self._template, self._imitated)
+            case Preference():
+                lesson = _pair(row, self._template)
+            case Judged():
+                lesson = _judged(row, self._template)
+        fitted = self._fitted(lesson)
+        return [] if fitted is None else [fitted]
+
+    def _fitted(self, lesson: Lesson) -> Lesson | None:
         longest = max(len(example.token_ids) for example in lesson.examples)
-        if longest > room.tokens:
-            _refuse_unless_allowed(lesson.id, "row", longest, room)
-            shortened = _shortened(lesson, room)
-            if shortened is None:
-                dropped.append(lesson.id)
-                continue
-            truncated.append(lesson.id)
-            lesson = shortened
-        lessons.append(lesson)
-    return Rendered(lessons=tuple(lessons), dropped=tuple(dropped), truncated=tuple(truncated))
+        if longest <= self._room.tokens:
+            return lesson
+        _refuse_unless_allowed(lesson.id, "row", longest, self._room)
+        shortened = _shortened(lesson, self._room)
+        (self.dropped if shortened is None else self.truncated).append(lesson.id)
+        return shortened
 
 
 def _refuse_unless_allowed(id: str, what: str, tokens: int, room: Room) -> None:
@@ -129,6 +122,7 @@ def _refuse_unless_allowed(id: str, what: str, tokens: int, room: Room) -> None:
             f"the {what} has {tokens} tokens; {room.told} leaves room for {room.tokens}.",
             where=id,
             advice="Set a larger model.context_length, or rendering.overlong=drop to leave such rows out.",
+            kind="too long",
         )
 
 
@@ -183,7 +177,7 @@ def _example(written: Written, part: Part) -> Example:
     return Example(part=part, token_ids=written.token_ids, prompt_length=first, mask=written.trained[first:])
 
 
-def render_document(row: Document, template: Template, *, context_length: int) -> list[Lesson]:
+def _pieces(row: Document, template: Template, *, context_length: int) -> list[Lesson]:
     """A text and its end token, cut to the context's length. A piece begins with the last token of the one before it,
     as context: every token but the very first is learned once."""
     tokenizer = template.tokenizer

@@ -63,7 +63,7 @@ def test_the_first_row_is_shown_with_the_tokens_that_are_trained_on() -> None:
     task = prepare_offline(config)
     _, told = announcements(config, task)
     question, answer = (message.content for message in config.data.conversations(Split.TRAIN)[0].messages)
-    (example,) = task.lessons[0].examples
+    (example,) = task.first.examples
     assert told == (
         f"the first of 30 lessons, {len(answer) + 1} of {len(example.token_ids)} tokens trained on: "
         f"<|user|>{question}<|end|><|assistant|>[[{answer}<|end|>]]"
@@ -75,8 +75,8 @@ def test_rows_that_were_left_out_are_counted_and_named() -> None:
     config = load_config([*settings, "rendering.overlong=drop"])
     task = prepare_offline(config)
     remark, *_ = announcements(config, task)
-    assert all(len(lesson.examples[0].token_ids) <= 10 for lesson in task.lessons)
-    left_out = len(config.data.pairs(Split.TRAIN)) + 6 - len(task.lessons) - len(task.held_out)
+    assert all(len(lesson.examples[0].token_ids) <= 10 for lesson in task.lessons_from(0).take(len(task)))
+    left_out = len(config.data.pairs(Split.TRAIN)) + 6 - len(task) - len(task.held_out)
     assert remark.startswith(f"{left_out} rows left out: they are longer than 10 tokens (arithmetic-")
 
 

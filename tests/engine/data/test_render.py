@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.algorithms.sft import SFT
 from engine.data.arithmetic import ArithmeticData
+from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import Conversation, DataError, Document, Imitated, Judged, Preference, Question, RowKind, Split
-from engine.data.render import Rendered, Room, render_document, render_lessons, render_prompts
+from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from workers.config import Overlong
-from workers.lessons import Example, Part
+from workers.lessons import Example, Lesson, Part
 from workers.records import Message, Prompt, ToolCall
 
 BLANK = Path(__file__).parents[3] / "examples/nano/blank"
@@ -80,6 +81,15 @@ class Reader(Learner):
     rows: ClassVar[RowKind] = RowKind.DOCUMENTS
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """What a data set's rows became."""
+
+    lessons: tuple[Lesson, ...]
+    dropped: tuple[str, ...]
+    truncated: tuple[str, ...]
+
+
 def rendered(
     *rows: object,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,7 +97,9 @@ def rendered(
     overlong: Overlong = Overlong.ERROR,
     objective: Learner = Learner(),
 ) -> Rendered:
-    return render_lessons(Shelf(rows=rows), objective, Split.TRAIN, Template(tokenizer), room(tokens, overlong))
+    make = LessonMaker(objective, Template(tokenizer), room(tokens, overlong))
+    lessons = tuple(lesson for row in rows_of(Shelf(rows=rows), objective.rows, Split.TRAIN) for lesson in make(row))
+    return Rendered(lessons=lessons, dropped=tuple(make.dropped), truncated=tuple(make.truncated))
 
 
 def examples(
@@ -98,7 +110,10 @@ def examples(
 
 
 def prompts(*questions: Question, tokenizer: PreTrainedTokenizerBase, tokens: int = 56) -> tuple[Prompt, ...]:
-    return render_prompts(questions, Template(tokenizer), room(tokens))[0]
+    bad = BadRows(Tolerance())
+    made, _ = render_prompts(questions, Template(tokenizer), room(tokens), bad)
+    bad.settle()
+    return made
 
 
 def question(text: str) -> Question:
@@ -328,8 +343,8 @@ def test_a_verdict_says_what_its_answer_is(tokenizer: PreTrainedTokenizerBase) -
 
 def test_of_a_text_every_token_is_learned_once_and_its_end_too(tokenizer: PreTrainedTokenizerBase) -> None:
     row = Document(id="doc", text="1+1=2 and 2+2=4")
-    (whole,) = render_document(row, Template(tokenizer), context_length=64)
-    pieces = render_document(row, Template(tokenizer), context_length=5)
+    (whole,) = rendered(row, tokenizer=tokenizer, objective=Reader()).lessons
+    pieces = rendered(row, tokenizer=tokenizer, tokens=5, objective=Reader()).lessons
 
     assert text(whole.examples[0].token_ids, tokenizer) == "1+1=2 and 2+2=4" + tokenizer.eos_token
     learned = [token for lesson in pieces for example in lesson.examples for token in example.token_ids[1:]]
@@ -377,6 +392,6 @@ def test_a_pair_of_which_nothing_of_one_answer_fits_is_left_out(tokenizer: PreTr
 
 def test_a_question_that_is_too_long_is_left_out_when_that_is_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
     asked = [question("1+1="), question("100+100=")]
-    kept, dropped = render_prompts(asked, Template(tokenizer), room(8, Overlong.DROP))
+    kept, dropped = render_prompts(asked, Template(tokenizer), room(8, Overlong.DROP), BadRows(Tolerance()))
     assert [text(prompt.token_ids, tokenizer) for prompt in kept] == ["<|user|>1+1=<|end|><|assistant|>"]
     assert dropped == ("row-1",)

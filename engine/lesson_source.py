@@ -1,0 +1,70 @@
+"""Where a run's lessons come from, in which order: from memory, or from files as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from engine.data.reading import RecordStream
+from engine.data.render import LessonMaker
+from engine.rollout_stream import Ledger
+from workers.lessons import Lesson
+
+
+class LessonSource(Protocol):
+    """Lessons without end."""
+
+    @property
+    def next_draw(self) -> int:
+        """What a checkpoint keeps, to go on from."""
+        ...
+
+    def take(self, count: int) -> list[Lesson]:
+        """The next ones."""
+        ...
+
+    def forget_surplus(self) -> None:
+        """Lessons that were made and not taken are made again by nobody: a checkpoint does not hold them."""
+        ...
+
+
+class ShuffledLessons:
+    """All of them are in memory; each epoch has its own order, keyed by (seed, epoch)."""
+
+    def __init__(self, lessons: Sequence[Lesson], *, seed: int, next_draw: int) -> None:
+        self._lessons = lessons
+        self._ledger = Ledger(num_prompts=len(lessons), seed=seed, next_draw=next_draw)
+
+    @property
+    def next_draw(self) -> int:
+        return self._ledger.next_draw
+
+    def take(self, count: int) -> list[Lesson]:
+        return [self._lessons[self._ledger.admit()[1]] for _ in range(count)]
+
+    def forget_surplus(self) -> None:
+        """There is none."""
+
+
+class StreamedLessons:
+    """Rows are read, and made lessons of, while the run goes on."""
+
+    def __init__(self, open_stream: Callable[[int], RecordStream], make: LessonMaker, *, next_draw: int) -> None:
+        """`open_stream` begins after so many rows."""
+        self._stream, self._make = open_stream(next_draw), make
+        self._made: list[Lesson] = []
+
+    @property
+    def next_draw(self) -> int:
+        return self._stream.drawn
+
+    def take(self, count: int) -> list[Lesson]:
+        """Raises DataError at a bad row, or at one too many."""
+        while len(self._made) < count:
+            for row in self._stream.take(count - len(self._made)):
+                self._made += self._make(row)
+        taken, self._made = self._made[:count], self._made[count:]
+        return taken
+
+    def forget_surplus(self) -> None:
+        self._made = []
