@@ -20,8 +20,8 @@ from examples.algorithms.compare import ALGORITHMS, HERE, MARKS
 from examples.algorithms.runs import Finished, Run, read_json, write_json
 from examples.algorithms.shuffled import Deck, Shuffled
 
-NOT_COMPARED = {"sft", "grpo_verl", "grpo_easyr1", "grpo_trl"}
-"""An objective that samples nothing, and presets of one that is compared."""
+NOT_COMPARED = {"pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "grpo_verl", "grpo_easyr1", "grpo_trl"}
+"""Objectives that sample nothing, and presets of one that is compared."""
 
 
 # ----------------------------------------------------------------------------- the controls

@@ -7,22 +7,29 @@ from typing import Any
 import pytest
 
 from engine.algorithms.aggregation import Aggregation
+from engine.algorithms.base import Objective
 from engine.algorithms.cispo import CISPO
 from engine.algorithms.correction import Correction, ImportanceWeight
 from engine.algorithms.dapo import DAPO
+from engine.algorithms.dpo import DPO, LossType
 from engine.algorithms.dr_grpo import DrGRPO
 from engine.algorithms.groups import Scale, Singleton
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.gspo import GSPO, Form
 from engine.algorithms.kl import KlEstimator
+from engine.algorithms.kto import KTO
+from engine.algorithms.orpo import ORPO
 from engine.algorithms.policy_gradient import KlIn
 from engine.algorithms.ppo import PPO
+from engine.algorithms.pt import PT
 from engine.algorithms.reinforce_pp import ReinforcePP
 from engine.algorithms.reinforce_pp_baseline import ReinforcePPBaseline
 from engine.algorithms.remax import ReMax
 from engine.algorithms.rloo import RLOO, RatioOf
+from engine.algorithms.rm import RM
 from engine.algorithms.sft import SFT
 from engine.algorithms.shaping import Shaping
+from engine.algorithms.simpo import SimPO
 from engine.config import CONF, load_config
 from workers.config import OldLogprobs
 
@@ -111,13 +118,23 @@ PEERS: dict[str, dict[str, Any]] = {
     | {"correction": Correction(weight=ImportanceWeight.SEQUENCE_MASK, cap=3.0, floor=0.0)},
 }
 
+OFFLINE: dict[str, tuple[Objective, float]] = {
+    "pt": (PT(), 2e-5),
+    "sft": (SFT(), 2e-5),
+    "rm": (RM(center_coef=0.0), 1e-5),
+    "dpo": (DPO(beta=0.1, loss_type=LossType.SIGMOID, label_smoothing=0.0), 1e-6),
+    "kto": (KTO(beta=0.1, desirable_weight=1.0, undesirable_weight=1.0), 1e-6),
+    "orpo": (ORPO(odds_coef=0.1), 5e-6),
+    "simpo": (SimPO(beta=2.5, gamma_beta_ratio=0.55), 1e-6),
+}
+
 
 def assert_settings(algorithm: object, expected: dict[str, Any]) -> None:
     assert {name: getattr(algorithm, name) for name in expected} == expected
 
 
 def test_every_file_is_looked_at_here() -> None:
-    assert {path.stem for path in (CONF / "algo").glob("*.yaml")} == {*PAPERS, *PEERS, "sft"}
+    assert {path.stem for path in (CONF / "algo").glob("*.yaml")} == {*PAPERS, *PEERS, *OFFLINE}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -154,5 +171,13 @@ def test_what_is_typed_wins_over_a_preset() -> None:
     assert config.algo.singleton is Singleton.RAW
 
 
-def test_supervised_fine_tuning_composes() -> None:
-    assert load_config(["model=nano", "algo=sft", "data=arithmetic_demos"]).algo == SFT()
+@pytest.mark.parametrize("name", OFFLINE)
+def test_an_objective_composes_to_its_defaults_and_the_field_s_learning_rate(name: str) -> None:
+    objective, learning_rate = OFFLINE[name]
+    config = load_config(["model=nano", f"algo={name}"])
+    assert config.algo == objective
+    assert config.train.learning_rate == learning_rate
+
+
+def test_an_experiment_keeps_its_own_learning_rate() -> None:
+    assert load_config(["experiment=nano_base"]).train.learning_rate == 2e-3
