@@ -124,8 +124,9 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
         yield workers
 
 
-def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting, meeting: MeetingPoint) -> Workers:
-    policy = TrainerSetup(
+def policy_setup(team: TeamConfig) -> TrainerSetup:
+    """What every rank of the policy is built from."""
+    return TrainerSetup(
         model=team.model,
         train=team.train,
         device=team.cluster.device,
@@ -133,13 +134,22 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
         total_updates=team.policy_updates,
         tuning=team.tuning,
     )
-    critic = replace(
-        policy,
-        model=replace(team.model, path=team.critic.path or team.model.path),
-        train=replace(team.train, learning_rate=team.critic.learning_rate, warmup_updates=team.critic.warmup_updates),
+
+
+def critic_setup(team: TeamConfig) -> TrainerSetup:
+    """The same of the critic: what is not said of it is as for the policy."""
+    critic = team.critic
+    return replace(
+        policy_setup(team),
+        model=replace(team.model, path=critic.path or team.model.path),
+        train=replace(team.train, learning_rate=critic.learning_rate, warmup_updates=critic.warmup_updates),
         total_updates=team.critic_updates,
         tuning=_of_critic(team),
     )
+
+
+def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting, meeting: MeetingPoint) -> Workers:
+    policy, critic = policy_setup(team), critic_setup(team)
 
     def ranks(role: str) -> list[RankInfo]:
         size = team.train.ranks

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from engine.algorithms.pt import PT
 from engine.algorithms.settings import at_least_zero
-from engine.data.base import RowKind
+from engine.data.base import Imitated, RowKind
 from workers.lessons import OfflineNeeds
 
 
@@ -35,6 +35,10 @@ class SFT(PT):
 
     def __post_init__(self) -> None:
         at_least_zero(self, "neftune_alpha")
+
+    @property
+    def imitated(self) -> Imitated:
+        return Imitated(last_answer_only=self.turns is Turns.LAST, prompt_too=self.train_on_prompt)
 
     @property
     def needs(self) -> OfflineNeeds:
