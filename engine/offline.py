@@ -24,10 +24,9 @@ def train_offline(
     """One optimizer step a batch of lessons; they come in an order keyed by (seed, epoch)."""
     run, objective, ranks = config.run, config.algo, config.train.ranks
     source = task.lessons_from(start.next_draw)
-    held_out = objective.assemble(task.held_out)
     references = References(config.run_folder) if _needs_reference(objective) else None
     if references:
-        references.complete(_all_to_come(config, task, start, held_out), workers, tracker, ranks=ranks)
+        references.complete(_all_to_come(config, task, start), workers, tracker, ranks=ranks)
     if start.folder is not None:
         workers.policy.load(start.folder)
 
@@ -36,10 +35,11 @@ def train_offline(
         return [references.share(own) if references else Share(lessons=own, reference=()) for own in shares]
 
     def measure(step: int) -> None:
-        if held_out:
+        if task.held_out:
             with tracker.phase("measure"):
-                totals = totals_of(held_out, horizon=config.model.context_length)
-                tracker.held_out_figures(step, of_update(workers.policy.assess(deal(held_out), totals, objective)))
+                totals = totals_of(task.held_out, horizon=config.model.context_length)
+                reports = workers.policy.assess(deal(task.held_out), totals, objective)
+                tracker.held_out_figures(step, of_update(reports))
 
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     if start.step == 0:
@@ -82,9 +82,9 @@ def _needs_reference(objective: Objective) -> bool:
     return isinstance(objective, LanguageObjective) and objective.needs.reference
 
 
-def _all_to_come(config: Config, task: OfflineTask, start: Progress, held_out: Sequence[Lesson]) -> Iterator[Lesson]:
+def _all_to_come(config: Config, task: OfflineTask, start: Progress) -> Iterator[Lesson]:
     """Every lesson that the run will look at from here on."""
-    yield from held_out
+    yield from task.held_out
     source = task.lessons_from(start.next_draw)
     for _ in range(start.step, config.run.steps):
         yield from config.algo.assemble(source.take(config.train.examples_per_step))
