@@ -95,7 +95,7 @@ class EvaluationConfig:
     """How progress is measured, on prompts that are never trained on."""
 
     prompts: int = 200
-    """Held-out prompts; 0 turns evaluation off."""
+    """Held-out prompts, or lessons of an offline stage; 0 turns evaluation off."""
     samples_per_prompt: int = 4
     """Samples behind avg@k and pass@k, beside the greedy answer."""
     every_steps: int = 0

@@ -106,7 +106,7 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
         num_lessons=len(train),
         first=train[0],
         lessons_from=partial(_shuffled, train, config.run.seed),
-        held_out=tuple(config.algo.assemble(held_out)),
+        held_out=_measured(held_out, config),
         reward=None,
         remarks=_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config)),
         bad=bad,
@@ -133,12 +133,17 @@ def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
         num_lessons=0,
         first=lessons_from(0).take(1)[0],
         lessons_from=lessons_from,
-        held_out=tuple(config.algo.assemble(held_out)),
+        held_out=_measured(held_out, config),
         reward=None,
         remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
         bad=beginning.bad,
         fingerprint=fingerprint((config.data, _told(held_out))),
     )
+
+
+def _measured(held_out: Sequence[Lesson], config: Config) -> tuple[Lesson, ...]:
+    """As many as the run is measured on, with what they are compared with."""
+    return tuple(config.algo.assemble(held_out[: config.evaluation.prompts]))
 
 
 def _told(lessons: Sequence[Lesson]) -> list[object]:
