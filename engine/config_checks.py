@@ -195,6 +195,12 @@ def _check_data(config: Config) -> None:
             keys=("algo", "data"),
             advice="Choose another algo or data; `python -m engine.main --help` lists them.",
         )
+    if config.algo.online and getattr(config.data, "streaming", False):
+        raise ConfigError(
+            f"data.streaming is true, and {type(config.algo).__name__} draws its questions from all of them.",
+            keys=("data.streaming", "algo"),
+            advice="Set data.streaming=false: questions are small; data.max_rows takes the first ones.",
+        )
 
 
 def _check_reference(config: Config) -> None:

@@ -8,7 +8,8 @@ from engine.algorithms.base import Objective
 from engine.config import Config
 from engine.data.bad_rows import BadRows
 from engine.data.base import RowKind
-from engine.tasks import prepare_offline, prepare_online
+from engine.data.files import FilesData
+from engine.tasks import OnlineTask, prepare_offline, prepare_online
 
 if TYPE_CHECKING:
     from engine.tracking import Tracker
@@ -23,12 +24,13 @@ class CheckedData(Protocol):
         """Whether the run is to look at its rows, and do nothing else."""
         ...
 
-    @property
-    def streaming(self) -> bool: ...
+    def described(self, kind: RowKind) -> tuple[str, ...]:
+        """A line for each source; none where rows are read while the run goes on."""
+        ...
 
-    def described(self, kind: RowKind) -> tuple[str, ...]: ...
-
-    def bad(self, kind: RowKind) -> BadRows: ...
+    def bad(self, kind: RowKind) -> BadRows:
+        """The rows that were left out."""
+        ...
 
 
 def only_checks(config: Config) -> bool:
@@ -36,22 +38,24 @@ def only_checks(config: Config) -> bool:
 
 
 def check_data(config: Config) -> str:
-    """Reads and renders every row, and tries the reward; says what was found.
+    """Reads and renders every row (of a stream it reads the first ones), tries the reward, and says what was found.
 
     Raises DataError, which tells all rows that are bad.
     """
+    if is_streamed(config):
+        stream = config.data.stream(kind_of(config))
+        return "\n".join([*stream.described, f"no bad rows among the first {stream.bad.seen:,}"])
     task = prepare_online(config) if config.algo.online else prepare_offline(config)
-    rows = task.prompts if config.algo.online else task.lessons
+    train = task.prompts if isinstance(task, OnlineTask) else task.lessons
     lines = config.data.described(kind_of(config))
-    return "\n".join([*lines, f"no bad rows; {len(rows):,} to train on, {len(task.held_out):,} held out"])
+    return "\n".join([*lines, f"no bad rows; {len(train):,} to train on, {len(task.held_out):,} held out"])
 
 
 def account_for_data(config: Config, tracker: Tracker) -> None:
     """Says what the data were taken for, and lists the rows that were left out in the run's folder."""
-    data = config.data
-    if not isinstance(data, CheckedData) or data.streaming:
+    data, kind = config.data, kind_of(config)
+    if not isinstance(data, CheckedData):
         return
-    kind = kind_of(config)
     for line in data.described(kind):
         tracker.say(line)
     bad = data.bad(kind)
@@ -59,6 +63,10 @@ def account_for_data(config: Config, tracker: Tracker) -> None:
         share = len(bad.found) / bad.seen
         tracker.say(f"left out {len(bad.found):,} of {bad.seen:,} rows ({share:.1%}): {bad.counted()}")
         tracker.say(f"they are listed in {bad.write(tracker.folder)}")
+
+
+def is_streamed(config: Config) -> bool:
+    return isinstance(config.data, FilesData) and config.data.streaming
 
 
 def kind_of(config: Config) -> RowKind:

@@ -81,3 +81,24 @@ def test_data_sets_of_the_house_have_nothing_to_account_for(tmp_path: Path) -> N
     account_for_data(config, tracker)
     tracker.close()
     assert not (config.run_folder / "skipped_rows.jsonl").exists()
+
+
+def test_of_a_stream_the_first_rows_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["algo=sft", "data=files", "data.check=true", "data.streaming=true", f"run.folder={tmp_path}/runs"]
+    assert run([*typed, chats(tmp_path, bad=0)]) == 0
+    assert "rows.jsonl: a stream of conversations as openai" in (said := capsys.readouterr().out)
+    assert "no bad rows among the first 40" in said
+    assert run([*typed, chats(tmp_path, bad=3)]) == 2
+    assert "3 of 43 rows are bad" in capsys.readouterr().err
+
+
+def test_gsm8k_s_rows_are_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"{n}+1=", "answer": f"#### {n + 1}"} for n in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    typed = ["data=gsm8k", f"data.path={path}", "data.held_out=2", "data.check=true", "rollout.max_response_tokens=8"]
+    assert run(typed) == 0
+    assert f"{path}: 6 rows, and 2 held out" in capsys.readouterr().out
+    path.write_text(path.read_text() + '{"question": "1+1=", "answer": "2"}\n' * 25)
+    assert run(typed) == 2
+    assert capsys.readouterr().err.count("no answer after ####.") >= 23
