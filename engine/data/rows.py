@@ -158,7 +158,10 @@ def clipped(value: object) -> str:
     ('aaaaa...', 80, "'12+34='")
     """
     # A megabyte of text is not written out first, to be cut then.
-    return clipped_text(repr(value[: CLIP + 1]) if isinstance(value, str) else repr(value))
+    try:
+        return clipped_text(repr(value[: CLIP + 1] if isinstance(value, (str, bytes)) else value))
+    except RecursionError:
+        return "(lists in lists without end)"
 
 
 def clipped_text(text: str) -> str:
