@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.algorithms.base import Algorithm, LanguageObjective, Objective
 from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
-from engine.data.checked import CheckedData
+from engine.data.files import FilesData
 from engine.model_checks import check_model, models_of
 from workers.config import Overlong, Precision, Weights
 
@@ -206,10 +206,10 @@ def _check_data(config: Config) -> None:
 
 def _check_stream(config: Config) -> None:
     """What has no end cannot be counted, shuffled as a whole, or looked at beforehand."""
-    if not (isinstance(config.data, CheckedData) and config.data.streaming):
+    if not (isinstance(config.data, FilesData) and config.data.streaming):
         return
     needs_all = {
-        "algo": ("it is online, and draws from all of its questions", config.algo.online),
+        "algo": ("its questions are drawn from all of them", config.algo.online),
         "run.epochs": (f"run.epochs is {config.run.epochs}", config.run.epochs > 0),
     }
     if isinstance(config.algo, LanguageObjective):
@@ -220,7 +220,7 @@ def _check_stream(config: Config) -> None:
             raise ConfigError(
                 f"data.streaming is true, and of {type(config.algo).__name__} {reason}.",
                 keys=("data.streaming", key),
-                advice="Set data.streaming=false; a number of steps (run.steps) instead of epochs.",
+                advice="Set data.streaming=false (data.max_rows takes the first ones), or run.steps instead of epochs.",
             )
 
 

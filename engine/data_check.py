@@ -19,23 +19,23 @@ def only_checks(config: Config) -> bool:
 
 
 def check_data(config: Config) -> str:
-    """Reads and renders every row, and tries the reward; says what was found.
+    """Reads and renders every row (of a stream it reads the first ones), tries the reward, and says what was found.
 
     Raises DataError, which tells all rows that are bad.
     """
-    task = prepare_online(config) if config.algo.online else prepare_offline(config)
     if is_stream(config):
-        return "\n".join([*task.remarks, f"no bad rows among the first ones; {len(task.held_out):,} held out"])
+        stream = config.data.stream(kind_of(config))
+        return "\n".join([*stream.described, f"no bad rows among the first {stream.bad.seen:,}"])
+    task = prepare_online(config) if config.algo.online else prepare_offline(config)
     lines = [*config.data.described(kind_of(config)), *task.remarks]
     return "\n".join([*lines, f"no bad rows; {len(task):,} to train on, {len(task.held_out):,} held out"])
 
 
 def account_for_data(config: Config, task: OnlineTask | OfflineTask, tracker: Tracker) -> None:
     """Says what the data were taken for, and lists the rows that were left out in the run's folder."""
-    data = config.data
-    if not isinstance(data, CheckedData) or data.streaming:
+    data, kind = config.data, kind_of(config)
+    if not isinstance(data, CheckedData):
         return
-    kind = kind_of(config)
     for line in data.described(kind):
         tracker.say(line)
     bad = data.bad(kind).with_later(task.bad)

@@ -12,6 +12,7 @@ from engine.config import Config
 from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import DataError, Split
 from engine.data.checked import CheckedData
+from engine.data.files import FilesData
 from engine.data.reading import RecordStream
 from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
@@ -156,12 +157,14 @@ def _told(lessons: Sequence[Lesson]) -> list[object]:
 
 def is_stream(config: Config) -> bool:
     """Whether rows are read while the run goes on."""
-    return isinstance(config.data, CheckedData) and config.data.streaming
+    return isinstance(config.data, FilesData) and config.data.streaming
 
 
 def tolerance_of(config: Config) -> Tolerance:
     """How many rows may be bad; where the data set does not say, none."""
-    return config.data.tolerance if isinstance(config.data, CheckedData) else Tolerance()
+    if isinstance(config.data, FilesData):
+        return config.data.tolerance
+    return Tolerance(tell_all=isinstance(config.data, CheckedData) and config.data.check)
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from engine.data.bad_rows import BadRows, Tolerance
+from engine.data.bad_rows import BadRows
 from engine.data.base import RowKind
-from engine.data.reading import RecordStream
 
 
 @runtime_checkable
@@ -18,16 +17,10 @@ class CheckedData(Protocol):
         """Whether the run is to look at its rows, and do nothing else."""
         ...
 
-    @property
-    def streaming(self) -> bool:
-        """Whether rows are read while the run goes on."""
+    def described(self, kind: RowKind) -> tuple[str, ...]:
+        """A line for each source; none where rows are read while the run goes on."""
         ...
 
-    @property
-    def tolerance(self) -> Tolerance: ...
-
-    def described(self, kind: RowKind) -> tuple[str, ...]: ...
-
-    def bad(self, kind: RowKind) -> BadRows: ...
-
-    def stream(self, kind: RowKind, *, drawn: int = 0) -> RecordStream: ...
+    def bad(self, kind: RowKind) -> BadRows:
+        """The rows that were left out."""
+        ...

@@ -141,12 +141,12 @@ class FilesData:
         return RecordStream(sources, self._recipe(kind), buffer_rows=self.shuffle_rows, drawn=drawn)
 
     def described(self, kind: RowKind) -> tuple[str, ...]:
-        """What was found, for people: a line for each source."""
-        return self.read(kind).described
+        """What was found, for people: a line for each source. A stream describes itself."""
+        return () if self.streaming else self.read(kind).described
 
     def bad(self, kind: RowKind) -> BadRows:
-        """The rows that were left out."""
-        return self.read(kind).bad
+        """The rows that were left out. A stream has its own."""
+        return BadRows(self.tolerance) if self.streaming else self.read(kind).bad
 
     @property
     def tolerance(self) -> Tolerance:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.data.bad_rows import BadRows, Tolerance
-from engine.data.base import Conversation, DataError, Question, Split
+from engine.data.base import Conversation, DataError, Question, RowKind, Split
 from engine.data.readers import READERS, read_hub
 from engine.data.rows import FileRow, RowOrError
 from engine.data.sources import find_source
@@ -45,6 +45,8 @@ class Gsm8kData:
     """Solved examples shown before every question: the first rows, which are then not trained on."""
     limit: int = 0
     """Only the first rows to train on or to hold out from; 0 takes all."""
+    check: bool = False
+    """Only read every row, tell all bad ones and end: exit code 2 where there are any, else 0."""
 
     def __post_init__(self) -> None:
         for name, count in (("held_out", self.held_out), ("limit", self.limit), ("shots", self.shots)):
@@ -59,9 +61,18 @@ class Gsm8kData:
     def conversations(self, split: Split) -> Sequence[Conversation]:
         return self._all(self._rows(split), self._conversation)
 
+    def described(self, kind: RowKind) -> tuple[str, ...]:
+        """What was found, for people."""
+        counts = {split: len(self._rows(split)) for split in Split}
+        return (f"{self.path}: {counts[Split.TRAIN]:,} rows, and {counts[Split.HELD_OUT]:,} held out",)
+
+    def bad(self, kind: RowKind) -> BadRows:
+        """None is left out: one that is bad ends the run."""
+        return BadRows(Tolerance())
+
     def _all(self, rows: Sequence[RowOrError], make: Callable[[FileRow], T]) -> Sequence[T]:
         """Raises DataError, which tells every row that is bad."""
-        bad = BadRows(Tolerance())
+        bad = BadRows(Tolerance(tell_all=self.check))
         made = list(bad.collect(rows, make))
         bad.settle()
         return made

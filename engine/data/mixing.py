@@ -71,7 +71,7 @@ def taken(rows: Sequence[T], count: int, key: str) -> list[T]:
     some once more.
 
     >>> taken("abc", 2, "0"), taken("ab", 5, "0")
-    (['a', 'c'], ['a', 'b', 'a', 'b', 'b'])
+    (['a', 'b'], ['a', 'b', 'a', 'b', 'b'])
     """
     if not rows:
         return []

@@ -158,19 +158,19 @@ def read_hub(path: str, *, subset: str, split: str, folder: str, streaming: bool
     """A data set of the Hugging Face hub."""
     from datasets import load_dataset  # takes seconds to import, and most runs read a file
 
+    source = RowsFile(label=f"{path.rpartition('/')[2]}-{split}", path=f"{path}@{split}", by_line=False)
     options = {"data_dir": folder} if folder else {}
     options |= {"streaming": True} if streaming else {}
     try:
         rows = load_dataset(path, *([subset] if subset else []), split=split, **options)
+        for number, values in enumerate(rows, start=1):
+            yield FileRow(file=source, number=number, values=values)
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot be loaded from the hub: {error}",
             where=path,
             advice="Set data.path to a local .jsonl or other file, or go online.",
         ) from error
-    name = path.rpartition("/")[2]
-    source = RowsFile(label=f"{name}-{split}", path=f"{path}@{split}", by_line=False)
-    return (FileRow(file=source, number=number, values=values) for number, values in enumerate(rows, start=1))
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {

@@ -154,11 +154,14 @@ def nearest_name(name: str, names: Mapping[str, Any]) -> str:
 
 def clipped(value: object) -> str:
     """
-    >>> clipped("a" * 200)[-8:], len(clipped(list(range(500))))
-    ("aaaa'...", 80)
+    >>> clipped("a" * 200)[-8:], len(clipped(list(range(500)))), clipped("12+34=")
+    ('aaaaa...', 80, "'12+34='")
     """
     # A megabyte of text is not written out first, to be cut then.
-    return clipped_text(repr(value[: CLIP + 1]) if isinstance(value, str) else repr(value))
+    try:
+        return clipped_text(repr(value[: CLIP + 1] if isinstance(value, (str, bytes)) else value))
+    except RecursionError:
+        return "(lists in lists without end)"
 
 
 def clipped_text(text: str) -> str:

@@ -270,6 +270,21 @@ def test_questions_alone_cannot_be_imitated() -> None:
     assert "another algo or data" in advice
 
 
+def test_questions_are_not_streamed() -> None:
+    typed = ("data=files", "data.path=a.jsonl", "data.streaming=true")
+    problem, origin, advice = refusal(*typed, "reward.function=rewards.number:exact").splitlines()
+
+    assert problem == "data.streaming is true, and GRPO draws its questions from all of them."
+    assert origin.startswith("  set by: data.streaming=true on the command line")
+    assert "data.streaming=false" in advice
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert load("algo=sft", "data=files", "data.path=a.jsonl").data.path == ("a.jsonl",)
+    assert load("algo=sft", "data=files", "data.path=[a.jsonl,b.csv]").data.path == ("a.jsonl", "b.csv")
+    assert load("tuning.adapters=mine").tuning.adapters == ["mine"]
+
+
 def test_one_response_to_a_prompt_is_enough_where_nothing_is_compared_with_siblings() -> None:
     for algorithm in ("ppo", "reinforce_pp", "remax"):
         assert load(f"algo={algorithm}", "rollout.responses_per_prompt=1").rollout.responses_per_prompt == 1

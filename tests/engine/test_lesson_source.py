@@ -71,7 +71,7 @@ def test_what_has_no_end_is_not_counted_or_looked_at_beforehand(rows: Path) -> N
     for overrides, told in (
         (["algo=dpo"], "its reference is asked about every row"),
         (["algo=sft", "run.epochs=1"], r"run\.epochs is 1"),
-        (["algo=grpo", "reward.function=rewards.number:exact"], "it is online"),
+        (["algo=grpo", "reward.function=rewards.number:exact"], "its questions are drawn"),
     ):
         with pytest.raises(ConfigError, match=told):
             load_config([*overrides, *stream])

@@ -145,6 +145,33 @@ def test_data_is_sent_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "not sent" in package.notes[0]
 
 
+def test_several_files_folders_with_a_split_and_registries_are_sent_with_all_that_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/rows.jsonl", "b/rows.jsonl", "c/train.jsonl", "lf/plain.json", "lf/images/1.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("{}\n")
+    Path("lf/dataset_info.json").write_text('{"plain": {"file_name": "plain.json"}}')
+    package = packed("algo=sft", "data=files", "data.path=[a/rows.jsonl,b/rows.jsonl]", "data.held_out_path=c@train")
+    assert "data.path=[inputs/data.path/0/rows.jsonl,inputs/data.path/1/rows.jsonl]" in package.overrides
+    assert "data.held_out_path=inputs/data.held_out_path/c@train" in " ".join(package.overrides).replace("'", "")
+    assert {"inputs/data.path/0/rows.jsonl", "inputs/data.held_out_path/c/train.jsonl"} <= set(places(package))
+    package.write(tmp_path / "job")
+    monkeypatch.chdir(tmp_path / "job")
+    assert load_config(package.overrides).data.path == (
+        "inputs/data.path/0/rows.jsonl",
+        "inputs/data.path/1/rows.jsonl",
+    )
+    monkeypatch.chdir(tmp_path)
+
+    package = packed("algo=sft", "data=files", "data.path=lf/dataset_info.json", "data.names=[plain]")
+    assert "data.path=inputs/data.path/dataset_info.json" in package.overrides
+    assert {"inputs/data.path/plain.json", "inputs/data.path/images/1.jpg"} <= set(places(package))
+    hub = packed("algo=sft", "data=files", "data.path=[owner/name:en@train,owner/other]")
+    assert not [text for text in hub.overrides if "inputs" in text]
+
+
 def test_data_that_only_the_cluster_has_needs_an_absolute_path() -> None:
     reward = "reward.function=rewards.number:exact"
     assert "/shared/rows.jsonl" in packed("data=files", "data.path=/shared/rows.jsonl", reward).notes[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rows_of_a_test import write_rows
 
 from engine.data.bad_rows import BadRowPolicy, BadRows, BadRowsError, Tolerance
@@ -177,6 +180,7 @@ def test_a_truncated_last_line_is_found(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------- one by one
 
+NAMES = ["role", "content", "from", "value", "function", "name", "arguments", "tool_calls", "type", "text", "messages"]
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -273,6 +277,40 @@ def test_a_bad_row_is_told_with_the_reason(tmp_path: Path, kind: RowKind, good: 
         FilesData(path=(path,), held_out=0).read(kind)
     assert str(caught.value).startswith(f"{path}:4: ")
     assert words in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+WHOLE_ROWS = {
+    RowKind.QUESTIONS: [question(0), {"prompt": TURNS[:1], "reward_model": {"ground_truth": 1}, "images": []}],
+    RowKind.DOCUMENTS: [{"text": "a"}],
+    RowKind.CONVERSATIONS: [
+        {"messages": TURNS, "tools": [], "images": [], "system": ""},
+        {"instruction": "a", "input": "", "output": "b", "history": [["c", "d"]]},
+    ],
+    RowKind.PREFERENCES: [
+        {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": "c", "margin": 1.0},
+        {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "c"}]},
+    ],
+    RowKind.JUDGED: [{"messages": TURNS, "kto_tag": True}, {"prompt": "a", "completion": "b", "label": False}],
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_stands_in_a_column_is_a_record_or_a_bad_row_and_never_a_crash(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(list(WHOLE_ROWS)))
+    row = data.draw(st.sampled_from(WHOLE_ROWS[kind]))
+    spoiled = row | {data.draw(st.sampled_from(list(row))): data.draw(JSON)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_rows(Path(folder) / "rows.jsonl", [row, row, spoiled])
+        read = FilesData(path=(path,), held_out=0, bad_rows=BadRowPolicy.SKIP, max_bad_share=0.9).read(kind)
+    assert len(read.train) + len(read.bad.found) == 3
+    assert all(len(bad.value) <= 80 for bad in read.bad.found)
+    f"{read.bad.counted()}{read.bad.found}".encode()  # what is told can be printed
 
 
 # ----------------------------------------------------------------------------- policies
