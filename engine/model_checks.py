@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.config_error import ConfigError
 from engine.sizes import ModelSizes
@@ -19,8 +20,12 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".gguf"}
 
 def models_of(config: Config) -> dict[str, str]:
     """Which models a run loads: the key and the path of each. A critic without a path of its own is the policy's."""
-    own_critic = config.algo.online and config.algo.needs.critic and config.critic.path
-    return {"model.path": config.model.path} | ({"critic.path": config.critic.path} if own_critic else {})
+    own = {"model.path": config.model.path}
+    if config.algo.online and config.algo.needs.critic and config.critic.path:
+        own["critic.path"] = config.critic.path
+    if config.algo.online and config.reward.model:
+        own["reward.model"] = config.reward.model
+    return own
 
 
 def check_model(config: Config, key: str) -> None:
@@ -48,6 +53,24 @@ def check_model(config: Config, key: str) -> None:
             f"model.weights is pretrained, and {path} holds no weights.",
             keys=("model.weights", key),
             advice=f"Give the folder of a trained model{from_nothing}.",
+        )
+
+
+def check_reward_model(config: Config) -> None:
+    """That a folder given as a reward model is one. A hub id is taken at its word."""
+    path = Path(config.reward.model)
+    if not (config.algo.online and config.reward.model and path.exists()):
+        return
+    settings: dict[str, Any] = json.loads((path / "config.json").read_text())
+    names = settings.get("architectures") or ["of no architecture"]
+    labels = len(settings.get("id2label") or ("0", "1"))
+    if not names[0].endswith("ForSequenceClassification") or labels != 1:
+        many = f" with {labels} labels" if names[0].endswith("ForSequenceClassification") else ""
+        raise ConfigError(
+            f"reward.model is {path}, which is {names[0]}{many}, and a reward model is a sequence classifier with one "
+            "label.",
+            keys=("reward.model",),
+            advice="Train one (algo=rm) and give that run's export.",
         )
 
 
