@@ -11,7 +11,8 @@ from engine.algorithms.base import Algorithm, LanguageObjective, Objective
 from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
 from engine.data.checked import CheckedData
-from engine.model_checks import check_model, check_reward_model, models_of
+from engine.model_checks import check_model, models_of
+from engine.reward_checks import check_reward, check_reward_model
 from workers.config import Overlong, Precision, Weights
 
 if TYPE_CHECKING:
@@ -280,28 +281,7 @@ def _check_rollouts(config: Config) -> None:
             keys=("rollout.max_response_tokens", "model.context_length"),
             advice="Set model.context_length to the longest prompt and the longest response together.",
         )
-    _check_reward(config)
-
-
-def _check_reward(config: Config) -> None:
-    reward = config.reward
-    if not reward.function and not reward.model:
-        raise ConfigError(
-            f"{type(config.algo).__name__} learns from a reward, and reward.function is empty.",
-            keys=("reward.function", "data"),
-            advice="Set reward.function=path/to/file.py:name, or choose data that brings a reward.",
-        )
-    weights = (reward.function_weight, reward.model_weight)
-    if not reward.model and weights != (1.0, 1.0):
-        raise ConfigError(
-            f"reward.function_weight is {weights[0]:g} and reward.model_weight {weights[1]:g}, and without "
-            "reward.model there is nothing to weigh.",
-            keys=("reward.function_weight", "reward.model_weight", "reward.model"),
-            advice="Set reward.model=<a reward model>, or leave the weights out.",
-        )
-    for key in ("reward.function_weight", "reward.model_weight"):
-        if not math.isfinite(_value(config, key)):
-            raise ConfigError(f"{key} is {_value(config, key)}.", keys=(key,), advice="Set a number.")
+    check_reward(config)
 
 
 def _check_batch(config: Config) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.config_error import ConfigError
 from engine.sizes import ModelSizes
@@ -53,24 +52,6 @@ def check_model(config: Config, key: str) -> None:
             f"model.weights is pretrained, and {path} holds no weights.",
             keys=("model.weights", key),
             advice=f"Give the folder of a trained model{from_nothing}.",
-        )
-
-
-def check_reward_model(config: Config) -> None:
-    """That a folder given as a reward model is one. A hub id is taken at its word."""
-    path = Path(config.reward.model)
-    if not (config.algo.online and config.reward.model and path.exists()):
-        return
-    settings: dict[str, Any] = json.loads((path / "config.json").read_text())
-    names = settings.get("architectures") or ["of no architecture"]
-    labels = len(settings.get("id2label") or ("0", "1"))
-    if not names[0].endswith("ForSequenceClassification") or labels != 1:
-        many = f" with {labels} labels" if names[0].endswith("ForSequenceClassification") else ""
-        raise ConfigError(
-            f"reward.model is {path}, which is {names[0]}{many}, and a reward model is a sequence classifier with one "
-            "label.",
-            keys=("reward.model",),
-            advice="Train one (algo=rm) and give that run's export.",
         )
 
 
