@@ -193,7 +193,7 @@ class Config:
             critic=replace(self.critic, path=_from_anywhere(self.critic.path)),
             tuning=replace(self.tuning, adapters=[_from_anywhere(path) for path in self.tuning.adapters]),
             rollout=self.rollout,
-            reward=self.reward,
+            reward=replace(self.reward, model=_from_anywhere(self.reward.model)),
             cluster=self.cluster,
             seed=self.run.seed,
             policy_updates=policy_steps * updates,
@@ -231,6 +231,8 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
         config.rendering.chat_template = _found_from_anywhere(config.rendering.chat_template)
     if config.critic.path:
         config.critic.path = _found_from_anywhere(config.critic.path)
+    if config.reward.model:
+        config.reward.model = _found_from_anywhere(config.reward.model)
     try:
         checked(config)
         config.sizes = _sizes_of_path(composed)

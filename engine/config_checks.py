@@ -12,6 +12,7 @@ from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
 from engine.data.files import FilesData
 from engine.model_checks import check_model, models_of
+from engine.reward_checks import check_reward, check_reward_model
 from workers.config import Overlong, Precision, Weights
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def check(config: Config) -> None:
     _check_address(config)
     for key in models_of(config):
         check_model(config, key)
+    check_reward_model(config)
 
 
 def check_for_cluster(config: Config) -> None:
@@ -279,12 +281,7 @@ def _check_rollouts(config: Config) -> None:
             keys=("rollout.max_response_tokens", "model.context_length"),
             advice="Set model.context_length to the longest prompt and the longest response together.",
         )
-    if not config.reward.function:
-        raise ConfigError(
-            f"{type(config.algo).__name__} learns from a reward, and reward.function is empty.",
-            keys=("reward.function", "data"),
-            advice="Set reward.function=path/to/file.py:name, or choose data that brings a reward.",
-        )
+    check_reward(config)
 
 
 def _check_batch(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ class HeldOut:
     prompts: int
     samples: int
     unjudged: int
+    parts: Mapping[str, float]
+    """Means of a reward's named parts, of samples and (`greedy_...`) of greedy answers; empty where there is one."""
     responses: tuple[ScoredRollout, ...]
     """A few greedy ones, for people."""
 
@@ -41,6 +43,7 @@ class HeldOut:
             "held_out/standard_error": self.standard_error,
             "held_out/best": self.best,
             "held_out/greedy": self.greedy,
+            **{f"held_out/{name}": value for name, value in self.parts.items()},
         }
 
 
@@ -64,8 +67,16 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
         prompts=len(chosen),
         samples=len(chosen) * samples,
         unjudged=sum(len(summary.failures) for summary in (*sampled_summaries, *greedy_summaries)),
+        parts=_parts(sampled_summaries, prefix="") | _parts(greedy_summaries, prefix="greedy_"),
         responses=tuple(group.rollouts[0] for group in shown),
     )
+
+
+def _parts(summaries: Sequence[GroupSummary], *, prefix: str) -> dict[str, float]:
+    names = sorted({name for summary in summaries for name in summary.parts})
+    if len(names) < 2:
+        return {}
+    return {f"{prefix}{name}": _mean([s.parts[name] for s in summaries if name in s.parts]) for name in names}
 
 
 def _ask_all(

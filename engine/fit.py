@@ -124,7 +124,7 @@ def _told(config: Config, machine: Machine) -> tuple[str, str]:
 
 def _role_needs(config: Config) -> Iterator[_RoleNeed]:
     places = places_for(config.team())
-    for role in dict.fromkeys(place.role for place in places if place.role != "reward"):
+    for role in dict.fromkeys(place.role for place in places if place.role != "reward" or config.reward.model):
         count = sum(place.role == role for place in places)
         yield _RoleNeed(role=role, count=count, need=need_of(role, config))
 
@@ -173,16 +173,16 @@ def _advice(config: Config, machine: Machine) -> str:
 
 def _with_own_algorithm(argv: Sequence[str], config: Config) -> Config:
     """Another run of the same algorithm: whether it needs a reference and a critic decides what fits."""
-    return replace(load_config(argv), algo=config.algo, critic=config.critic)
+    return replace(load_config(argv), algo=config.algo, critic=config.critic, reward=config.reward)
 
 
 def _splits(config: Config, gpus: int) -> Iterator[list[str]]:
     """So many GPUs dealt out anew, as many trainers as can be: the layouts of conf/cluster count no critics."""
     team = config.team()
     if team.has_critic and not team.shares_devices:
-        most = (gpus - team.reference - 1) // 2
-        for ranks in range(most, 0, -1):
-            yield [f"train.ranks={ranks}", f"rollout.engines={gpus - team.reference - 2 * ranks}"]
+        frozen = team.reference + (team.reward.workers if team.reward.model else 0)
+        for ranks in range((gpus - frozen - 1) // 2, 0, -1):
+            yield [f"train.ranks={ranks}", f"rollout.engines={gpus - frozen - 2 * ranks}"]
 
 
 def _lighter_runs(config: Config, machine: Machine) -> Iterator[list[str]]:

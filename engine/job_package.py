@@ -209,7 +209,7 @@ def _data(key: str, path: str, folder: str, *, room: int) -> Part:
 def _reward(config: Config) -> Part:
     """The reward's file, with the modules beside it that it imports. It is loaded here first, as the job will."""
     spec = config.reward.function
-    if not config.algo.online:
+    if not config.algo.online or not spec:
         return Part(settings={})
     source = read_reward(spec)
     notes: tuple[str, ...] = ()

@@ -19,8 +19,12 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".gguf"}
 
 def models_of(config: Config) -> dict[str, str]:
     """Which models a run loads: the key and the path of each. A critic without a path of its own is the policy's."""
-    own_critic = config.algo.online and config.algo.needs.critic and config.critic.path
-    return {"model.path": config.model.path} | ({"critic.path": config.critic.path} if own_critic else {})
+    own = {"model.path": config.model.path}
+    if config.algo.online and config.algo.needs.critic and config.critic.path:
+        own["critic.path"] = config.critic.path
+    if config.algo.online and config.reward.model:
+        own["reward.model"] = config.reward.model
+    return own
 
 
 def check_model(config: Config, key: str) -> None:

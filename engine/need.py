@@ -16,6 +16,7 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     engine     weights; key-value cache, 2 e layers k bytes a token; room for one batch of prompt tokens.
     critic     as the trainer, without logits; of the policy's size unless critic.path is another model.
     reference  weights; one layer's activations; logits three times.
+    reward     nothing for a function; for a reward model its weights and one layer's activations.
 
 Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
 default run) it is right within a quarter.
@@ -66,8 +67,12 @@ class Need:
 
 def need_of(role: str, config: Config) -> Need:
     """What one worker of a role needs; `config.sizes` are known."""
-    on_gpu = config.cluster.device is Device.CUDA
-    process = (CUDA_PROCESS_BYTES if role != "reward" else 0.0) if on_gpu else CPU_PROCESS_BYTES[role]
+    has_model = role != "reward" or bool(config.reward.model)
+    if config.cluster.device is Device.CUDA:
+        process = CUDA_PROCESS_BYTES if has_model else 0.0
+    else:
+        # A reward model brings torch along, as the reference does.
+        process = max(CPU_PROCESS_BYTES[role], CPU_PROCESS_BYTES["reference"]) if has_model else CPU_PROCESS_BYTES[role]
     model = NEEDS[role](config)
     return Need(resident=process + model.resident, working=model.working)
 
@@ -114,13 +119,13 @@ def _trainer(config: Config, *, logits: float) -> Need:
 
 def _critic(config: Config) -> Need:
     """As the policy's trainer, with a number instead of logits."""
-    return _trainer(replace(config, sizes=_critic_sizes(config.critic.path) or config.sizes), logits=0.0)
+    return _trainer(replace(config, sizes=_sizes_at(config.critic.path, "critic.path") or config.sizes), logits=0.0)
 
 
 @functools.cache
-def _critic_sizes(path: str) -> ModelSizes | None:
+def _sizes_at(path: str, key: str) -> ModelSizes | None:
     """None where it is the policy's model, or one whose sizes nobody told: taken to be of the policy's size."""
-    sizes = sizes_of(path, CONF, key="critic.path") if path else ModelSizes()
+    sizes = sizes_of(path, CONF, key=key) if path else ModelSizes()
     return sizes if sizes.are_known else None
 
 
@@ -142,8 +147,13 @@ def _engine(config: Config) -> Need:
     return Need(resident=0.0, working=weight_bytes(config) + cache + batch + samples)
 
 
-def _nothing(config: Config) -> Need:
-    return Need(resident=0.0, working=0.0)
+def _judge(config: Config) -> Need:
+    """A function needs nothing worth counting; a reward model is a reference without logits."""
+    if not config.reward.model:
+        return Need(resident=0.0, working=0.0)
+    of_model = replace(config, sizes=_sizes_at(config.reward.model, "reward.model") or config.sizes)
+    layer = activation_bytes_per_token(of_model.sizes, number_bytes=number_bytes(config))
+    return Need(resident=weight_bytes(of_model), working=_micro_batch_tokens(config) * layer)
 
 
 def _micro_batch_tokens(config: Config) -> int:
@@ -171,4 +181,4 @@ def _buckets(config: Config) -> float:
     return reduced + gathered
 
 
-NEEDS = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _nothing}
+NEEDS = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _judge}

@@ -34,7 +34,8 @@ class OnlineTask:
 
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
-    reward: RewardSource
+    reward: RewardSource | None
+    """The function; None where a reward model judges alone."""
     remarks: tuple[str, ...]
     """What became of rows that were too long, for people."""
     bad: BadRows
@@ -69,15 +70,16 @@ class OfflineTask:
 
 def prepare_online(config: Config) -> OnlineTask:
     """Raises DataError or RewardError, for people."""
-    reward = read_reward(config.reward.function)
-    function = build_reward(reward)
+    reward = read_reward(config.reward.function) if config.reward.function else None
+    function = build_reward(reward) if reward else None
     template, room, bad = Template(tokenizer_of(config)), room_of(config), BadRows(tolerance_of(config))
     (train, too_long), (held_out, too_long_held_out) = (
         render_prompts(config.data.questions(split), template, room, bad) for split in (Split.TRAIN, Split.HELD_OUT)
     )
     bad.settle()
     _refuse_empty(train, config)
-    try_reward(function, train[0].answer, train[0].row, config.reward.arguments)
+    if function:
+        try_reward(function, train[0].answer, train[0].row, config.reward.arguments)
     rows = [(prompt.id, prompt.token_ids, prompt.answer) for prompt in train]
     return OnlineTask(
         prompts=train,

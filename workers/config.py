@@ -245,8 +245,14 @@ class RewardConfig:
     """`path/to/file.py:name` or `package.module:name`."""
     arguments: dict[str, float] = field(default_factory=dict)
     """Keyword arguments handed to the function with each row."""
+    model: str = ""
+    """A reward model, beside the function or (reward.function= empty) instead of it: a Hugging Face folder or hub id of
+    a sequence classifier with one label, as a run of algo=rm exports it. Empty: none."""
+    model_weight: float = 1.0
+    function_weight: float = 1.0
+    """With a reward model: the reward is their weighted sum. 0 only shows what the function says."""
     workers: int = 1
-    """Reward processes."""
+    """Reward processes, each with a reward model of its own."""
     timeout_s: float = 10.0
     """For one response; then the process that runs the reward is killed and the response is left out."""
     max_failed_share: float = 0.05

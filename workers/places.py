@@ -32,7 +32,8 @@ def places_for(team: TeamConfig) -> tuple[Place, ...]:
     if team.has_critic:
         roles += [("critic", team.train.ranks, trainer_gpus)]
     if team.rollout_workers:
-        roles += [("rollout", team.rollout.engines, engine_gpus), ("reward", team.reward.workers, 0.0)]
+        roles += [("rollout", team.rollout.engines, engine_gpus)]
+        roles += [("reward", team.reward.workers, trainer_gpus if team.reward.model else 0.0)]
     if team.reference:
         roles += [("reference", 1, trainer_gpus)]
     return tuple(

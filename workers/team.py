@@ -26,6 +26,7 @@ from workers.group import (
     RolloutGroup,
     WorkerGroup,
 )
+from workers.judge_worker import JudgeWorker, judge_setup
 from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
 from workers.places import places_for
@@ -102,7 +103,7 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
-    what has been started, in words. `reward` is None for a run that judges nothing.
+    what has been started, in words. `reward` is None for a run that judges nothing, or by a reward model alone.
     """
     places = places_for(team)
     announce("starting Ray")
@@ -193,10 +194,10 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             * int(team.reference),
         ),
         reward=RewardGroup(
-            RewardWorker,
+            JudgeWorker if team.reward.model else RewardWorker,
             hosting,
             role="reward",
-            arguments=[(reward, team.reward.arguments, team.reward.timeout_s)] * judges,
+            arguments=[_of_judge(team, reward)] * judges,
         ),
         shares_devices=team.shares_devices,
     )
@@ -205,6 +206,14 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
 def _of_critic(team: TeamConfig) -> TuningConfig:
     """As the policy is tuned. An adapter of its own is always a new one, and another model has no earlier ones."""
     return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
+
+
+def _of_judge(team: TeamConfig, source: RewardSource | None) -> tuple[object, ...]:
+    """What a reward worker is constructed from."""
+    if not team.reward.model:
+        return source, team.reward.arguments, team.reward.timeout_s
+    budget = team.train.tokens_per_micro_batch
+    return source, judge_setup(team.model, team.reward, team.cluster.device, tokens_per_micro_batch=budget)
 
 
 def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:
