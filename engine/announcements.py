@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engine.config import Config
 from engine.data.render import load_tokenizer
 from engine.tasks import OfflineTask, OnlineTask
+from engine.tuning_checks import told as tuning_told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,9 +19,10 @@ MOST_TOKENS = 120
 def announcements(config: Config, task: OnlineTask | OfflineTask) -> tuple[str, ...]:
     """One line each."""
     tokenizer = load_tokenizer(config.model.path)
+    tuned = tuple(filter(None, [tuning_told(config)]))
     if isinstance(task, OnlineTask):
-        return online_batches(config), first_prompt(task, tokenizer)
-    return offline_batches(config), first_row(task, tokenizer)
+        return *tuned, online_batches(config), first_prompt(task, tokenizer)
+    return *tuned, offline_batches(config), first_row(task, tokenizer)
 
 
 def online_batches(config: Config) -> str:

@@ -11,6 +11,7 @@ from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
 from engine.data.base import GIVES, RowKind
 from engine.model_checks import check_model, models_of
+from engine.tuning_checks import check_earlier_adapters, check_tuning
 from workers.config import Precision, Weights
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def check(config: Config) -> None:
     _check_address(config)
     for key in models_of(config):
         check_model(config, key)
+    check_earlier_adapters(config)
 
 
 def check_for_cluster(config: Config) -> None:
@@ -92,6 +94,7 @@ def _check_settings(config: Config) -> None:
     _check_model(config)
     _check_run(config)
     _check_data(config)
+    check_tuning(config)
     if config.algo.online:
         _check_reference(config)
         _check_rollouts(config)
