@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import Config
 from engine.tasks import OfflineTask, OnlineTask, tokenizer_of
+from engine.tuning_checks import told as tuning_told
 from workers.lessons import Example, Part
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ MOST_TOKENS = 120
 def announcements(config: Config, task: OnlineTask | OfflineTask) -> tuple[str, ...]:
     """One line each."""
     tokenizer = tokenizer_of(config)
+    before = (*task.remarks, *filter(None, [tuning_told(config)]))
     if isinstance(task, OnlineTask):
-        return *task.remarks, online_batches(config), first_prompt(task, tokenizer)
-    return *task.remarks, offline_batches(config), *first_lesson(task, tokenizer)
+        return *before, online_batches(config), first_prompt(task, tokenizer)
+    return *before, offline_batches(config), *first_lesson(task, tokenizer)
 
 
 def online_batches(config: Config) -> str:

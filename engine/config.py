@@ -16,6 +16,7 @@ from engine.config_checks import check, check_for_cluster
 from engine.config_error import ConfigError
 from engine.model_checks import check_sizes, models_of
 from engine.sizes import ModelSizes, sizes_of
+from engine.tuning_checks import check_tuning_fits
 from workers.config import (
     ClusterConfig,
     CriticConfig,
@@ -236,6 +237,7 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
     try:
         checked(config)
         config.sizes = _sizes_of_path(composed)
+        check_tuning_fits(config, config.sizes)
         for key, path in models_of(config).items():
             check_sizes(config, key, config.sizes if key == "model.path" else sizes_of(path, CONF, key=key))
     except ConfigError as error:

@@ -13,6 +13,7 @@ from engine.data.base import GIVES, RowKind
 from engine.data.files import FilesData
 from engine.model_checks import check_model, models_of
 from engine.reward_checks import check_reward, check_reward_model
+from engine.tuning_checks import check_earlier_adapters, check_tuning
 from workers.config import Overlong, Precision, Weights
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def check(config: Config) -> None:
     for key in models_of(config):
         check_model(config, key)
     check_reward_model(config)
+    check_earlier_adapters(config)
 
 
 def check_for_cluster(config: Config) -> None:
@@ -99,6 +101,7 @@ def _check_settings(config: Config) -> None:
     _check_data(config)
     _check_stream(config)
     _check_rendering(config)
+    check_tuning(config)
     if config.algo.online:
         _check_reference(config)
         _check_rollouts(config)

@@ -6,6 +6,7 @@ and its body, its head and its scorers go on working.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -252,6 +253,8 @@ def _quantize(model: PreTrainedModel, tuning: TuningConfig) -> None:
 def _quantized(linear: nn.Linear, tuning: TuningConfig) -> nn.Linear:
     import bitsandbytes as bnb
 
+    # At every multiplication it would tell that its inputs are rounded.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     weight, sizes = linear.weight, (linear.in_features, linear.out_features, linear.bias is not None)
     if tuning.quantization is Quantization.INT8:
         layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")

@@ -7,7 +7,6 @@ and `ipc` backends. Imported only in a process that runs vLLM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -16,7 +15,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -56,21 +54,8 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        weights = read_base(update_info.manifest)
-        self.model.load_weights((self._here(name), tensor) for name, tensor in weights)
-
-    def _here(self, name: str) -> str:
-        """The name of a checkpoint's tensor where adapters are served: each layer that can have one is wrapped."""
-        path, _, kind = name.rpartition(".")
-        return f"{path}.base_layer.{kind}" if path.rpartition(".")[2] in self._wrapped else name
-
-    @cached_property
-    def _wrapped(self) -> frozenset[str]:
-        """Last names of wrapped layers, as checkpoints know them."""
-        packed = getattr(self.model, "packed_modules_mapping", {})
-        layers = [path for path, layer in self.model.named_modules() if isinstance(layer, BaseLayerWithLoRA)]
-        names = {path.rpartition(".")[2] for path in layers}
-        return frozenset(part for name in names for part in packed.get(name, (name,)))
+        # Where adapters are served, vLLM's wrapped layers hand what they are given to the layer inside.
+        self.model.load_weights(read_base(update_info.manifest))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

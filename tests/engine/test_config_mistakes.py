@@ -274,7 +274,7 @@ def test_questions_are_not_streamed() -> None:
     typed = ("data=files", "data.path=a.jsonl", "data.streaming=true")
     problem, origin, advice = refusal(*typed, "reward.function=rewards.number:exact").splitlines()
 
-    assert problem == "data.streaming is true, and GRPO draws its questions from all of them."
+    assert problem == "data.streaming is true, and of GRPO its questions are drawn from all of them."
     assert origin.startswith("  set by: data.streaming=true on the command line")
     assert "data.streaming=false" in advice
 
