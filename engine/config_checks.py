@@ -7,14 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.algorithms.base import Algorithm, LanguageObjective, Objective
+from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
-from engine.data.base import GIVES, RowKind
-from engine.data.files import FilesData
 from engine.model_checks import check_model, models_of
 from engine.reward_checks import check_reward, check_reward_model
+from engine.rows_checks import check_rows
 from engine.tuning_checks import check_earlier_adapters, check_tuning
-from workers.config import Overlong, Precision, Weights
+from workers.config import Precision, Weights
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -98,16 +97,12 @@ def _check_settings(config: Config) -> None:
     _check_numbers(config)
     _check_model(config)
     _check_run(config)
-    _check_data(config)
-    _check_stream(config)
-    _check_rendering(config)
+    check_rows(config)
     check_tuning(config)
     if config.algo.online:
         _check_reference(config)
         _check_rollouts(config)
         _check_batch(config)
-    else:
-        _check_lessons(config)
 
 
 def _check_algorithm(config: Config) -> None:
@@ -198,53 +193,6 @@ def _check_lasting_folder(config: Config) -> None:
         )
 
 
-def _check_data(config: Config) -> None:
-    kind = RowKind.QUESTIONS if config.algo.online else config.algo.rows
-    if not isinstance(config.data, GIVES[kind]):
-        algorithm, data = type(config.algo).__name__, type(config.data).__name__
-        raise ConfigError(
-            f"{algorithm} learns from {kind.value}, and {data} has none.",
-            keys=("algo", "data"),
-            advice="Choose another algo or data; `python -m engine.main --help` lists them.",
-        )
-
-
-def _check_stream(config: Config) -> None:
-    """What has no end cannot be counted, shuffled as a whole, or looked at beforehand."""
-    if not (isinstance(config.data, FilesData) and config.data.streaming):
-        return
-    needs_all = {
-        "algo": ("its questions are drawn from all of them", config.algo.online),
-        "run.epochs": (f"run.epochs is {config.run.epochs}", config.run.epochs > 0),
-    }
-    if isinstance(config.algo, LanguageObjective):
-        told = "its reference is asked about every row before the run starts"
-        needs_all["algo"] = (told, config.algo.needs.reference)
-    for key, (reason, holds) in needs_all.items():
-        if holds:
-            raise ConfigError(
-                f"data.streaming is true, and of {type(config.algo).__name__} {reason}.",
-                keys=("data.streaming", key),
-                advice="Set data.streaming=false (data.max_rows takes the first ones), or run.steps instead of epochs.",
-            )
-
-
-def _check_rendering(config: Config) -> None:
-    rendering = config.rendering
-    if rendering.chat_template and not Path(rendering.chat_template).is_file():
-        raise ConfigError(
-            f"rendering.chat_template is {rendering.chat_template}, and there is no such file.",
-            keys=("rendering.chat_template",),
-            advice=f"Paths are relative to {Path.cwd()}.",
-        )
-    if config.algo.online and rendering.overlong is Overlong.TRUNCATE:
-        raise ConfigError(
-            "rendering.overlong is truncate, and a question without its end is another question.",
-            keys=("rendering.overlong", "algo"),
-            advice="Set rendering.overlong=drop.",
-        )
-
-
 def _check_reference(config: Config) -> None:
     every_steps = config.algo.reference_refresh.every_steps
     if every_steps and not config.algo.needs.reference:
@@ -304,15 +252,4 @@ def _check_batch(config: Config) -> None:
             f"rollout.responses_per_prompt is {rollout.responses_per_prompt}.",
             keys=("rollout.responses_per_prompt",),
             advice=f"Set rollout.responses_per_prompt={max(smallest, 8)}.",
-        )
-
-
-def _check_lessons(config: Config) -> None:
-    smallest, rows = config.algo.min_lessons, config.train.examples_per_step
-    if rows < smallest:
-        raise ConfigError(
-            f"{type(config.algo).__name__} compares the rows of a step: it needs {smallest} of them, and "
-            f"train.examples_per_step is {rows}.",
-            keys=("train.examples_per_step",),
-            advice=f"Set train.examples_per_step={max(smallest, 8)}.",
         )

@@ -109,7 +109,7 @@ def test_what_is_no_override_is_told_with_what_one_is(typed: str) -> None:
         ("~train.learning_rate", "Set it to another value"),
         ("hydra.run.dir=x", "run.folder"),
         ("train=5", "Set its keys: train.ranks"),
-        ("algo=null", "There are: cispo, dapo, dr_grpo, grpo"),
+        ("algo=null", "There are: cispo, dapo, dpo, dr_grpo, grpo"),
         ("train.ranks=${nowhere.at_all}", "Give the value itself"),
     ],
 )
@@ -282,7 +282,6 @@ def test_questions_are_not_streamed() -> None:
 def test_one_text_is_a_list_of_one() -> None:
     assert load("algo=sft", "data=files", "data.path=a.jsonl").data.path == ("a.jsonl",)
     assert load("algo=sft", "data=files", "data.path=[a.jsonl,b.csv]").data.path == ("a.jsonl", "b.csv")
-    assert load("tuning.adapters=mine").tuning.adapters == ["mine"]
 
 
 def test_one_response_to_a_prompt_is_enough_where_nothing_is_compared_with_siblings() -> None:
