@@ -23,6 +23,7 @@ from workers.config import (
     ModelConfig,
     Overlong,
     Precision,
+    Quantization,
     RewardConfig,
     RolloutConfig,
     TeamConfig,
@@ -118,11 +119,14 @@ DEFAULT_BOUNDS = {
     # A single token may be far off in bfloat16; the mean may not.
     Precision.BFLOAT16: Bounds(logprob_gap_mean=5e-2, logprob_gap_max=10.0, ratio_deviation=0.5, kl_at_start=5e-2),
 }
+EIGHT_BIT_BOUNDS = Bounds(logprob_gap_mean=0.2, logprob_gap_max=10.0, ratio_deviation=0.5, kl_at_start=5e-2)
+"""Of a base in int8, which rounds what it reads too, and sets other numbers apart in another micro-batch; the engine's
+dequantized base does neither."""
 
 
 @dataclass
 class ChecksConfig:
-    """Bounds on how far engine and trainer may disagree; each 0 takes the precision's default."""
+    """Bounds on how far engine and trainer may disagree; each 0 takes the precision's default (int8's, on int8)."""
 
     logprob_gap_mean: float = 0.0
     """Mean absolute difference between the engine's and the trainer's log-probs of the sampled tokens."""
@@ -135,9 +139,9 @@ class ChecksConfig:
     max_skipped_steps: int = 3
     """Steps in a row that may be skipped for a gradient that is not finite; one more stops the run."""
 
-    def bounds(self, precision: Precision) -> Bounds:
+    def bounds(self, precision: Precision, quantization: Quantization = Quantization.NONE) -> Bounds:
         """Every bound as a number above 0."""
-        default = DEFAULT_BOUNDS[precision]
+        default = EIGHT_BIT_BOUNDS if quantization is Quantization.INT8 else DEFAULT_BOUNDS[precision]
         return Bounds(
             logprob_gap_mean=self.logprob_gap_mean or default.logprob_gap_mean,
             logprob_gap_max=self.logprob_gap_max or default.logprob_gap_max,
@@ -174,7 +178,7 @@ class Config:
 
     @property
     def bounds(self) -> Bounds:
-        return self.checks.bounds(self.model.precision)
+        return self.checks.bounds(self.model.precision, self.tuning.quantization)
 
     def for_rows(self, rows: int) -> Config:
         """The same with its number of steps counted, where epochs are what was asked for."""

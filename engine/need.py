@@ -5,7 +5,8 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     trainer    weights e P; gradients e P; optimizer: two moments and, from ZeRO 1 on, a float32 copy of the weights,
                12 P (ZeRO, 1910.02054, section 3.1: 2 + 2 + 12 bytes in bfloat16; DeepSpeed keeps the copy in float32
                too: 4 + 4 + 12; without ZeRO 4 + 4 + 8). Stage 1 divides the optimizer's by R, 2 also the gradients,
-               3 also the weights.
+               3 also the weights. Where only some layers or an adapter are learned, P counts those, but for the
+               weights; quantized matrices take 0.53 bytes a number in 4 bits, 1 in 8.
     its step   either the backward pass: activations, response logits, gradients and DeepSpeed's buckets; or the
                optimizer: gradients in float32 and AdamW's temporaries, 16 bytes a parameter that the rank owns.
     activations  of a layer, per token: e (8 h + 3 q + 2 k + 4 i), with h hidden, q queries, k keys, i intermediate:
@@ -25,11 +26,12 @@ default run) it is right within a quarter.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.config import CONF, Config
 from engine.sizes import ModelSizes, sizes_of
-from workers.config import Device, Precision
+from workers.config import Device, Precision, Quantization, TuningMethod
 
 GB = 1e9
 FLOAT32_BYTES = 4
@@ -41,6 +43,8 @@ BUCKET_PARAMETERS = 5e8
 """That DeepSpeed reduces at once."""
 GATHERED_PARAMETERS = 1e9
 """That ZeRO-3 keeps whole at once, and that its optimizer works on at once."""
+QUANTIZED_BYTES = {Quantization.NF4: 0.53, Quantization.FP4: 0.53, Quantization.INT8: 1.0}
+"""Of a number in a matrix under an adapter, its share of the scales included."""
 CUDA_PROCESS_BYTES = 1e9
 """Of a process that uses a GPU, before its first tensor."""
 CPU_PROCESS_BYTES = {"policy": 0.45e9, "critic": 0.45e9, "rollout": 0.8e9, "reference": 0.3e9, "reward": 0.2e9}
@@ -82,6 +86,48 @@ def weight_bytes(config: Config) -> float:
     return number_bytes(config) * float(config.sizes.parameters)
 
 
+def learned_parameters(config: Config) -> float:
+    """All of them; those of some layers; or an adapter's."""
+    sizes, tuning = config.sizes, config.tuning
+    matrices = _matrices(sizes)
+    embedding = float(sizes.vocabulary * sizes.hidden)
+    match tuning.method:
+        case TuningMethod.FULL:
+            return float(sizes.parameters)
+        case TuningMethod.FREEZE:
+            layer = sum(read * written for read, written in matrices)
+            return float(min(abs(tuning.layers), sizes.layers) * layer) + embedding * _embeddings(tuning.modules)
+        case TuningMethod.LORA:
+            of_layer = sum(tuning.rank * (read + written) for read, written in matrices)
+        case TuningMethod.OFT:
+            of_layer = sum(read * (tuning.block_size - 1) / 2 for read, _ in matrices)
+    return float(sizes.layers * of_layer) + embedding * _embeddings(tuning.also_train)
+
+
+def held_bytes(config: Config) -> float:
+    """The trainer's copy of the policy: whole, or with quantized matrices under an adapter."""
+    matrices = float(config.sizes.layers * sum(read * written for read, written in _matrices(config.sizes)))
+    own = QUANTIZED_BYTES.get(config.tuning.quantization, number_bytes(config))
+    adapter = number_bytes(config) * learned_parameters(config) if config.tuning.has_adapter else 0.0
+    return weight_bytes(config) - (number_bytes(config) - own) * matrices + adapter
+
+
+def _matrices(sizes: ModelSizes) -> list[tuple[int, int]]:
+    """Of a layer: how many numbers each reads, and writes."""
+    hidden, queries, keys = (
+        sizes.hidden,
+        sizes.heads * sizes.head_dimension,
+        sizes.key_value_heads * sizes.head_dimension,
+    )
+    feed_forward = [(hidden, sizes.intermediate), (hidden, sizes.intermediate), (sizes.intermediate, hidden)]
+    return [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden), *feed_forward]
+
+
+def _embeddings(names: Sequence[str]) -> int:
+    """How many of them are learned whole."""
+    return len({"embed_tokens", "lm_head"} & set(names))
+
+
 def number_bytes(config: Config) -> int:
     return 2 if config.model.precision is Precision.BFLOAT16 else FLOAT32_BYTES
 
@@ -102,12 +148,12 @@ def _policy(config: Config) -> Need:
 
 
 def _trainer(config: Config, *, logits: float) -> Need:
-    train, parameters = config.train, float(config.sizes.parameters)
-    weights, gradients = weight_bytes(config), weight_bytes(config)
-    optimizer = (12 if train.zero_stage >= 1 else 8) * parameters
-    owned = parameters
+    train, learned = config.train, learned_parameters(config)
+    weights, gradients = held_bytes(config), number_bytes(config) * learned
+    optimizer = (12 if train.zero_stage >= 1 else 8) * learned
+    owned = learned
     if train.zero_stage >= 1:
-        owned, optimizer = parameters / train.ranks, optimizer / train.ranks
+        owned, optimizer = learned / train.ranks, optimizer / train.ranks
     if train.zero_stage >= 2:
         gradients /= train.ranks
     if train.zero_stage >= 3:
@@ -176,7 +222,7 @@ def _logits(config: Config, *, copies: int) -> float:
 def _buckets(config: Config) -> float:
     """What DeepSpeed gathers and reduces at once."""
     parameters, size = float(config.sizes.parameters), number_bytes(config)
-    reduced = size * min(parameters, BUCKET_PARAMETERS) if config.train.zero_stage >= 1 else 0.0
+    reduced = size * min(learned_parameters(config), BUCKET_PARAMETERS) if config.train.zero_stage >= 1 else 0.0
     gathered = size * min(parameters, GATHERED_PARAMETERS) if config.train.zero_stage == 3 else 0.0
     return reduced + gathered
 
