@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import Conversation, DataError, Question, RowKind, Split
 from engine.data.readers import READERS, read_hub
+from engine.data.reading import RecordStream
 from engine.data.rows import FileRow, RowOrError
 from engine.data.sources import find_source
 from engine.data.turns import ask, system
@@ -47,6 +48,8 @@ class Gsm8kData:
     """Only the first rows to train on or to hold out from; 0 takes all."""
     check: bool = False
     """Only read every row, tell all bad ones and end: exit code 2 where there are any, else 0."""
+    streaming: ClassVar[bool] = False
+    """It is small: it is read whole."""
 
     def __post_init__(self) -> None:
         for name, count in (("held_out", self.held_out), ("limit", self.limit), ("shots", self.shots)):
@@ -66,13 +69,21 @@ class Gsm8kData:
         counts = {split: len(self._rows(split)) for split in Split}
         return (f"{self.path}: {counts[Split.TRAIN]:,} rows, and {counts[Split.HELD_OUT]:,} held out",)
 
+    @property
+    def tolerance(self) -> Tolerance:
+        """One bad row ends the run."""
+        return Tolerance(tell_all=self.check)
+
     def bad(self, kind: RowKind) -> BadRows:
-        """None is left out: one that is bad ends the run."""
-        return BadRows(Tolerance())
+        """None is left out."""
+        return BadRows(self.tolerance)
+
+    def stream(self, kind: RowKind, *, drawn: int = 0) -> RecordStream:
+        raise NotImplementedError("GSM8K is read whole")
 
     def _all(self, rows: Sequence[RowOrError], make: Callable[[FileRow], T]) -> Sequence[T]:
         """Raises DataError, which tells every row that is bad."""
-        bad = BadRows(Tolerance(tell_all=self.check))
+        bad = BadRows(self.tolerance)
         made = list(bad.collect(rows, make))
         bad.settle()
         return made
