@@ -8,6 +8,8 @@ python -m engine.export runs/sft-nano-arithmetic --step 20 --to models/step_20
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ def export(config: Config, workers: Workers) -> Path:
     """What a run leaves behind in `<run>/export`: the model, or its adapter, and the tokenizer."""
     folder = (config.run_folder / "export").absolute()
     workers.policy.export(folder)
-    tokenizer_of(config).save_pretrained(folder)
+    _add_tokenizer(config, folder)
     return folder
 
 
@@ -49,10 +51,21 @@ def export_run(run_folder: Path, *, merge: bool, step: int | None, to: Path | No
     model = load_tuned(team.model, team.tuning, judges=team.policy_judges, seed=team.seed)
     load_checkpoint(model, saved.path, role="policy")
     write_model(model, folder, as_adapter=as_adapter)
-    tokenizer_of(config).save_pretrained(folder)
+    _add_tokenizer(config, folder)
     return folder, largest_difference(
         model, folder, team.model, team.tuning, as_adapter=as_adapter, judges=team.policy_judges
     )
+
+
+def _add_tokenizer(config: Config, folder: Path) -> None:
+    """With the chat template that the rows were written by, and the padding that the model knows as such."""
+    tokenizer = copy.deepcopy(tokenizer_of(config))
+    settings = folder / "config.json"
+    if settings.is_file():
+        padding = json.loads(settings.read_text()).get("pad_token_id")
+        if padding is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    tokenizer.save_pretrained(folder)
 
 
 def _checkpoint(run_folder: Path, step: int | None) -> SavedCheckpoint:

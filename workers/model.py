@@ -67,6 +67,7 @@ def load_value_model(config: ModelConfig) -> PreTrainedModel:
     """
     settings = _settings(config)
     settings.num_labels = 1
+    settings.pad_token_id = padding_of(settings)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         config.path,
         config=settings,
@@ -77,6 +78,17 @@ def load_value_model(config: ModelConfig) -> PreTrainedModel:
     if any(name.startswith("score.") for name in loading["missing_keys"]):
         _zero(model.score)
     return _ready_to_train(model, config)
+
+
+def padding_of(settings: PretrainedConfig) -> int:
+    """A padding token that no text ends in.
+
+    transformers reads a score at the last token that is not padding: where padding is the end token, as many chat
+    models have it, that would be one token before the end.
+    """
+    ends = {settings.eos_token_id} if isinstance(settings.eos_token_id, int) else set(settings.eos_token_id or ())
+    candidates = (settings.pad_token_id, settings.bos_token_id, *range(len(ends) + 1))
+    return next(token for token in candidates if token is not None and token not in ends)
 
 
 def _zero(head: nn.Module) -> None:

@@ -173,8 +173,11 @@ def _answer(asked: Conversation, answer: tuple[Message, ...], part: Part, templa
 
 
 def _example(written: Written, part: Part) -> Example:
+    """Up to the last token that is trained on: what a template writes behind it teaches nothing, and a reward model
+    would be read there instead of at the answer's end."""
     first = written.trained.index(True)
-    return Example(part=part, token_ids=written.token_ids, prompt_length=first, mask=written.trained[first:])
+    end = len(written.trained) - written.trained[::-1].index(True)
+    return Example(part=part, token_ids=written.token_ids[:end], prompt_length=first, mask=written.trained[first:end])
 
 
 def _pieces(row: Document, template: Template, *, context_length: int) -> list[Lesson]:

@@ -182,13 +182,13 @@ def test_an_example_begins_as_the_same_question_does(tokenizer: PreTrainedTokeni
     assert example.mask == (True, True, True)
 
 
-def test_a_blank_that_the_template_writes_behind_the_end_token_is_not_trained_on(
+def test_a_row_ends_with_its_last_answer_whatever_the_template_writes_behind_it(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     tokenizer.chat_template = CHATML
     (example,) = examples(TWO_ANSWERS, tokenizer=tokenizer)
 
-    assert text(example.token_ids, tokenizer).endswith("<|assistant|>42<|end|>\n")
+    assert text(example.token_ids, tokenizer).endswith("20+22=<|end|>\n<|assistant|>42<|end|>")
     assert trained_text(example, tokenizer) == "2<|end|>42<|end|>"
 
 
