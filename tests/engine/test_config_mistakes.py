@@ -282,7 +282,6 @@ def test_questions_are_not_streamed() -> None:
 def test_one_text_is_a_list_of_one() -> None:
     assert load("algo=sft", "data=files", "data.path=a.jsonl").data.path == ("a.jsonl",)
     assert load("algo=sft", "data=files", "data.path=[a.jsonl,b.csv]").data.path == ("a.jsonl", "b.csv")
-    assert load("tuning.adapters=mine").tuning.adapters == ["mine"]
 
 
 def test_one_response_to_a_prompt_is_enough_where_nothing_is_compared_with_siblings() -> None:
