@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import load_config
-from engine.data.base import RowKind
-from engine.data_check import account_for_data, kind_of
 from engine.main import run
-from engine.tracking import Tracker
+from workers.stopped import RunStopped
 
 TURNS = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
 
@@ -59,28 +56,32 @@ def test_a_check_tries_the_reward_too(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "levle" in capsys.readouterr().err
 
 
+@pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends where Ray would start."""
+    from workers import team
+
+    def start_workers(*_: object, **__: object) -> None:
+        raise RunStopped("here Ray would start")
+
+    monkeypatch.setattr(team, "start_workers", start_workers)
+
+
 def test_a_run_says_what_it_took_the_data_for_and_lists_what_it_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_workers: None
 ) -> None:
-    typed = ["algo=sft", "data=files", chats(tmp_path, bad=3), "data.bad_rows=skip", f"run.folder={tmp_path}"]
-    config = load_config([*typed, "run.tensorboard=false"])
-    tracker = Tracker(config)
-    account_for_data(config, tracker)
-    tracker.close()
+    typed = ["algo=sft", "data=files", chats(tmp_path, bad=3), f"run.folder={tmp_path}", "run.name=mine"]
+    assert run([*typed, "data.bad_rows=skip", "run.steps=1", "run.tensorboard=false"]) == 1
     said = capsys.readouterr().out
     assert "rows.jsonl: 40 conversations as openai (messages: 'messages')" in said
     assert "left out 3 of 43 rows (7.0%): 3 x messages: it is missing" in said
-    listed = [json.loads(line) for line in (config.run_folder / "skipped_rows.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "mine/skipped_rows.jsonl").read_text().splitlines()]
     assert [row["id"] for row in listed] == ["rows-41", "rows-42", "rows-43"]
 
 
-def test_data_sets_of_the_house_have_nothing_to_account_for(tmp_path: Path) -> None:
-    config = load_config([f"run.folder={tmp_path}", "run.tensorboard=false"])
-    assert kind_of(config) is RowKind.QUESTIONS
-    tracker = Tracker(config)
-    account_for_data(config, tracker)
-    tracker.close()
-    assert not (config.run_folder / "skipped_rows.jsonl").exists()
+def test_data_sets_of_the_house_have_nothing_to_account_for(tmp_path: Path, no_workers: None) -> None:
+    assert run([f"run.folder={tmp_path}", "run.name=mine", "run.steps=1", "run.tensorboard=false"]) == 1
+    assert not (tmp_path / "mine/skipped_rows.jsonl").exists()
 
 
 def test_of_a_stream_the_first_rows_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
