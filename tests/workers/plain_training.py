@@ -54,8 +54,15 @@ def alone(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
     return said.detach()[torch.from_numpy(rollout.action_mask())]
 
 
-def plain_policy(setup: TrainerSetup, lessons: Sequence[UpdateRows], teacher: Teacher, *, temperature: float) -> Plain:
-    model = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=torch.float32)
+def plain_policy(
+    setup: TrainerSetup,
+    lessons: Sequence[UpdateRows],
+    teacher: Teacher,
+    *,
+    temperature: float,
+    dtype: torch.dtype = torch.float32,
+) -> Plain:
+    model = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=dtype)
 
     def said(row: Row) -> tuple[torch.Tensor, torch.Tensor]:
         tokens_1S, prompt = context_of(row)
@@ -192,7 +199,7 @@ def by_its_own_loss(algorithm: Algorithm) -> Teacher:
         batch = collate(rows, groups)
 
         def padded(said: Said) -> torch.Tensor:
-            whole_BT = torch.zeros(batch.mask_BT.shape)
+            whole_BT = torch.zeros(batch.mask_BT.shape, dtype=next(iter(said.values())).dtype)
             for number, row in enumerate(rows):
                 if row in said:
                     whole_BT[number, : len(said[row])] = said[row]

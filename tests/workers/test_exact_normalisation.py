@@ -382,8 +382,24 @@ def test_three_updates_of_every_algorithm_are_those_of_full_batches(
         reports = [answer[number] for answer in answers]
         # A loss is a sum of terms of about 1 that nearly cancel.
         assert mean(expected.losses[updates]) == pytest.approx(summed(reports, "loss"), rel=1e-6, abs=1e-6)
-        # Measured: 2e-6, where the ratio is of whole responses; 1e-6 elsewhere.
+        # Of weights that are themselves apart by then. Measured: 2e-6, where the ratio is of whole responses; 1e-6
+        # elsewhere.
         assert mean(expected.norms[updates]) == pytest.approx(summed(reports, "gradient_norm"), rel=5e-6)
+
+
+@pytest.mark.parametrize(("name", "way"), list(zip(TAUGHT, cycle(WAYS), strict=False)))
+def test_an_updates_gradient_is_float64s_to_a_millionth(
+    processes: dict[int, TrainerProcesses], folder: str, name: str, way: tuple[int, int, int, bool]
+) -> None:
+    ranks, stage, budget, packing = way
+    setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=budget, packing=packing)
+    lesson, teacher = LESSONS[1], by_its_own_loss(TAUGHT[name])
+    exact = plain_policy(setup, (lesson,), teacher, temperature=TEMPERATURE, dtype=torch.float64)
+    answers = processes[ranks](learn, setup, [("step", (step_of(lesson, TAUGHT[name], ranks=ranks),))])
+    reports = [answer[0] for answer in answers]
+    # Measured: 2.3e-7 at most.
+    assert summed(reports, "gradient_norm") == pytest.approx(exact.norms[0], rel=1e-6)
+    assert summed(reports, "loss") == pytest.approx(exact.losses[0], rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "ranks", "stage"), [("ppo", 2, 1), ("gspo", 1, 1), ("cispo", 2, 3), ("rloo", 1, 0)])
