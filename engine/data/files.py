@@ -137,8 +137,8 @@ class FilesData:
 
         Raises DataError as `read` does, for the first rows of each source.
         """
-        sources, _ = self._sources()
-        return RecordStream(sources, self._recipe(kind), buffer_rows=self.shuffle_rows, drawn=drawn)
+        sources, held_out = self._sources()
+        return RecordStream(sources, held_out, self._recipe(kind), buffer_rows=self.shuffle_rows, drawn=drawn)
 
     def described(self, kind: RowKind) -> tuple[str, ...]:
         """What was found, for people: a line for each source. A stream describes itself."""

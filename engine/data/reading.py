@@ -85,27 +85,25 @@ class OpenSource:
 def read(sources: Sequence[Source], held_out_sources: Sequence[Source], recipe: Recipe) -> Reading:
     """All rows. Raises DataError, which tells every bad row, where there are more than are tolerated."""
     bad = BadRows(recipe.tolerance)
-    trains: list[Sequence[Record]] = []
-    held_outs: list[Sequence[Record]] = []
-    described = []
-    for number, source in enumerate(sources):
-        opened = OpenSource(source, recipe, streaming=False)
-        with _no_search_for_cycles():
-            records = list(opened.records(bad))
-        described.append(f"{source.path}: {len(records):,} {opened.layout}")
-        train, held_out = (records, []) if held_out_sources else _split(records, source, recipe)
-        trains.append(_resized(train, source, number, recipe))
-        held_outs.append(held_out)
-    for source in held_out_sources:
-        opened = OpenSource(source, recipe, streaming=False)
-        held_outs.append(list(opened.records(bad)))
-        described.append(f"{source.path}: {len(held_outs[-1]):,} {opened.layout}, held out")
+    opened = [OpenSource(source, recipe, streaming=False) for source in (*sources, *held_out_sources)]
+    with _no_search_for_cycles():
+        read_rows = [list(source.records(bad)) for source in opened]
     bad.settle()
-    again = [partial(iter, train) for train in trains]
+    own, apart = read_rows[: len(sources)], read_rows[len(sources) :]
+    splits = [
+        _split(rows, source, recipe) if not apart else (rows, []) for rows, source in zip(own, sources, strict=True)
+    ]
+    trains = [
+        _resized(train, source, number, recipe)
+        for number, ((train, _), source) in enumerate(zip(splits, sources, strict=True))
+    ]
     return Reading(
-        train=_with_own_ids(mixed(again, recipe.mix, recipe.weights, recipe.seed)),
-        held_out=_with_own_ids(itertools.chain(*held_outs)),
-        described=tuple(described),
+        train=_with_own_ids(mixed([partial(iter, train) for train in trains], recipe.mix, recipe.weights, recipe.seed)),
+        held_out=_with_own_ids(itertools.chain(*(out for _, out in splits), *apart)),
+        described=tuple(
+            f"{source.source.path}: {len(rows):,} {source.layout}{', held out' if number >= len(sources) else ''}"
+            for number, (source, rows) in enumerate(zip(opened, read_rows, strict=True))
+        ),
         bad=bad,
     )
 
@@ -188,17 +186,28 @@ class RecordStream:
     It goes on where an earlier one stopped when it is told how many were drawn: those are read again and left out.
     """
 
-    def __init__(self, sources: Sequence[Source], recipe: Recipe, *, buffer_rows: int, drawn: int = 0) -> None:
-        """Reads and checks the first rows of each source. Raises DataError as `read` does."""
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        held_out_sources: Sequence[Source],
+        recipe: Recipe,
+        *,
+        buffer_rows: int,
+        drawn: int = 0,
+    ) -> None:
+        """Reads and checks the first rows of each source, and all that are held out. Raises DataError as `read`."""
         self._recipe, self._buffer_rows = recipe, buffer_rows
         self._opened = [OpenSource(source, recipe, streaming=True) for source in sources]
         self.bad = BadRows(recipe.tolerance)
         """Of the first rows, and of the first pass as far as it has come."""
         heads = [list(itertools.islice(opened.records(self.bad), CHECKED)) for opened in self._opened]
         self.bad.settle()
-        counts = [held_out_rows(recipe.held_out, len(head)) for head in heads]
-        self.held_out: tuple[Record, ...] = tuple(itertools.chain(*map(_first, heads, counts)))
-        """The first rows of each source, which are never trained on."""
+        share = 0.0 if held_out_sources else recipe.held_out
+        counts = [held_out_rows(share, len(head)) for head in heads]
+        all_rows = replace(recipe, held_out=0.0, fractions=(), weights=(), mix=Mix.CONCAT)
+        apart = read(held_out_sources, (), all_rows).train
+        self.held_out: tuple[Record, ...] = (*itertools.chain(*map(_first, heads, counts)), *apart)
+        """Never trained on: rows of their own, or the first ones of each source."""
         self.described = tuple(f"{opened.source.path}: a stream of {opened.layout}" for opened in self._opened)
         self._held_out_counts = counts
         self._rows = itertools.islice(self._passes(), drawn, None)

@@ -345,6 +345,11 @@ def test_bad_rows_are_skipped_up_to_a_share_and_a_check_skips_none(tmp_path: Pat
         replace(data, check=True).conversations(Split.TRAIN)
 
 
+def test_bad_rows_are_told_before_too_few_are_left(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="5 of 8 rows are bad"):
+        FilesData(path=(rows_with(tmp_path, bad=5, good=3),), held_out=4).conversations(Split.TRAIN)
+
+
 def test_skipped_rows_are_listed_in_a_file(tmp_path: Path) -> None:
     data = FilesData(path=(rows_with(tmp_path, bad=2, good=98),), bad_rows=BadRowPolicy.SKIP)
     listed = data.bad(RowKind.CONVERSATIONS).write(tmp_path)

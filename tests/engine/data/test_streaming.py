@@ -102,6 +102,14 @@ def test_the_first_rows_are_held_out_and_never_drawn(tmp_path: Path) -> None:
     assert stream.described == (f"{tmp_path}/a.jsonl: a stream of {layout}",)
 
 
+def test_rows_of_their_own_may_be_held_out_of_a_stream(tmp_path: Path) -> None:
+    paths = [write_rows(tmp_path / f"{letter}.jsonl", (row(n, letter) for n in range(9))) for letter in "abc"]
+    data = streamed((paths[0], paths[1]), held_out_path=(paths[2],), held_out=4, fractions=(1.0, 0.5))
+    stream = data.stream(RowKind.CONVERSATIONS)
+    assert [record.id for record in stream.held_out] == [f"c-{n}" for n in range(1, 10)]
+    assert Counter(text[0] for text in drawn(data, 13))["a"] >= 7
+
+
 def test_sources_are_mixed_as_they_pass(tmp_path: Path) -> None:
     paths = (
         write_rows(tmp_path / "a.jsonl", (row(n, "a") for n in range(300))),
