@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine.data.reading import RecordStream
+from engine.data.bad_rows import BadRowPolicy, BadRows, Tolerance
+from engine.data.reading import CHECKED, RecordStream
 from engine.data.render import LessonMaker
 from engine.rollout_stream import Ledger
 from workers.lessons import Lesson
@@ -23,6 +24,11 @@ class LessonSource(Protocol):
         """The next ones."""
         ...
 
+    @property
+    def bad(self) -> BadRows:
+        """Rows that were left out since it began."""
+        ...
+
     def forget_surplus(self) -> None:
         """Lessons that were made and not taken are made again by nobody: a checkpoint does not hold them."""
         ...
@@ -34,6 +40,8 @@ class ShuffledLessons:
     def __init__(self, lessons: Sequence[Lesson], *, seed: int, next_draw: int) -> None:
         self._lessons = lessons
         self._ledger = Ledger(num_prompts=len(lessons), seed=seed, next_draw=next_draw)
+        self.bad = BadRows(Tolerance())
+        """None: what is in memory was looked at before."""
 
     @property
     def next_draw(self) -> int:
@@ -49,10 +57,22 @@ class ShuffledLessons:
 class StreamedLessons:
     """Rows are read, and made lessons of, while the run goes on."""
 
-    def __init__(self, open_stream: Callable[[int], RecordStream], make: LessonMaker, *, next_draw: int) -> None:
+    def __init__(
+        self,
+        open_stream: Callable[[int], RecordStream],
+        make: LessonMaker,
+        tolerance: Tolerance,
+        *,
+        next_draw: int,
+    ) -> None:
         """`open_stream` begins after so many rows."""
         self._stream, self._make = open_stream(next_draw), make
+        self._unwritten = BadRows(tolerance)
         self._made: list[Lesson] = []
+
+    @property
+    def bad(self) -> BadRows:
+        return self._stream.bad.with_later(self._unwritten)
 
     @property
     def next_draw(self) -> int:
@@ -61,8 +81,11 @@ class StreamedLessons:
     def take(self, count: int) -> list[Lesson]:
         """Raises DataError at a bad row, or at one too many."""
         while len(self._made) < count:
-            for row in self._stream.take(count - len(self._made)):
-                self._made += self._make(row)
+            rows = self._stream.take(count - len(self._made))
+            for lessons in self._unwritten.collect(rows, self._make):
+                self._made += lessons
+            if self._unwritten.tolerance.policy is BadRowPolicy.ERROR or self._unwritten.seen >= CHECKED:
+                self._unwritten.settle()
         taken, self._made = self._made[:count], self._made[count:]
         return taken
 

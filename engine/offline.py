@@ -57,6 +57,8 @@ def train_offline(
             measure(step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
             source.forget_surplus()
+            if source.bad.found:
+                tracker.say(f"{len(source.bad.found)} rows were left out so far: {source.bad.write(config.run_folder)}")
             here = Progress(step=step + 1, next_draw=source.next_draw, algorithm=start.algorithm, folder=None)
             save_progress(here, config, task, workers, tracker, checkpoints)
 

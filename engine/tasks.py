@@ -124,13 +124,15 @@ def _shuffled(lessons: Sequence[Lesson], seed: int, next_draw: int) -> ShuffledL
 def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
     """Of a stream, what is held out is read now, and the rest while the run goes on."""
     beginning = config.data.stream(config.algo.rows)
-    held_out = tuple(itertools.chain(*map(make, beginning.held_out)))
+    bad = BadRows(tolerance_of(config))
+    held_out = tuple(itertools.chain(*bad.collect(beginning.held_out, make)))
+    bad.settle()
 
     def open_stream(next_draw: int) -> RecordStream:
         return config.data.stream(config.algo.rows, drawn=next_draw)
 
     def lessons_from(next_draw: int) -> StreamedLessons:
-        return StreamedLessons(open_stream, make, next_draw=next_draw)
+        return StreamedLessons(open_stream, make, tolerance_of(config), next_draw=next_draw)
 
     return OfflineTask(
         num_lessons=0,
@@ -139,7 +141,7 @@ def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
         held_out=_measured(held_out, config),
         reward=None,
         remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
-        bad=beginning.bad,
+        bad=beginning.bad.with_later(bad),
         fingerprint=fingerprint((config.data, _told(held_out))),
     )
 

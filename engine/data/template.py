@@ -62,13 +62,18 @@ class Template:
         self._marks_answers = GENERATION_MARK.search(self._text) is not None
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = frozenset(added | set(tokenizer.all_special_ids))
+        # Nothing of a text may open or close a turn.
+        names = sorted(map(str, tokenizer.convert_ids_to_tokens(sorted(self._special))), key=len, reverse=True)
+        self._forged = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def prompt(self, conversation: Conversation) -> tuple[int, ...]:
         """Up to where an answer begins."""
+        self._refuse_what_it_cannot_write(conversation)
         return self._render(conversation, conversation.messages, add_generation_prompt=True)
 
     def written(self, conversation: Conversation, *, first_answer: int) -> Written:
         """The whole; answers from message `first_answer` on are trained on. Raises DataError where none is."""
+        self._refuse_what_it_cannot_write(conversation)
         messages = conversation.messages
         turns = [turn for turn, message in enumerate(messages) if message.role == "assistant" and turn >= first_answer]
         if not turns:
@@ -144,7 +149,6 @@ class Template:
         return tuple(rendered["input_ids"]), tuple(map(bool, rendered["assistant_masks"]))
 
     def _apply(self, conversation: Conversation, messages: Sequence[Message], **settings: object) -> Any:
-        self._refuse_what_it_cannot_write(conversation)
         tools = [dict(tool) for tool in conversation.tools] or None
         try:
             return self.tokenizer.apply_chat_template([_turn(message) for message in messages], tools=tools, **settings)
@@ -174,7 +178,18 @@ class Template:
                     "(examples/chat_templates/chatml.jinja is one).",
                 )
         if conversation.images:
-            raise DataError("it has images.", where=where, advice="Only text is learned from: leave the row out.")
+            raise DataError(
+                "it has images.", where=where, advice="Only text is learned from: leave the row out.", kind="images"
+            )
+        for number, message in enumerate(conversation.messages, start=1):
+            forged = self._forged.search(message.content)
+            if forged:
+                raise DataError(
+                    f"message {number} has {forged[0]} in its text, which the model would read as the template's own.",
+                    where=where,
+                    advice="Mend the text, or leave the row out.",
+                    kind="special token in a text",
+                )
 
 
 def _turn(message: Message) -> dict[str, object]:
