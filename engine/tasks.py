@@ -166,9 +166,7 @@ def is_stream(config: Config) -> bool:
 
 def tolerance_of(config: Config) -> Tolerance:
     """How many rows may be bad; where the data set does not say, none."""
-    if isinstance(config.data, FilesData):
-        return config.data.tolerance
-    return Tolerance(tell_all=isinstance(config.data, CheckedData) and config.data.check)
+    return config.data.tolerance if isinstance(config.data, CheckedData) else Tolerance()
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

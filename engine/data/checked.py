@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from engine.data.bad_rows import BadRows
+from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import RowKind
 
 
@@ -15,6 +15,11 @@ class CheckedData(Protocol):
     @property
     def check(self) -> bool:
         """Whether the run is to look at its rows, and do nothing else."""
+        ...
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How many of them the run can do with."""
         ...
 
     def described(self, kind: RowKind) -> tuple[str, ...]:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import Conversation, DataError, Question, RowKind, Split
 from engine.data.readers import READERS, read_hub
-from engine.data.reading import RecordStream
 from engine.data.rows import FileRow, RowOrError
 from engine.data.sources import find_source
 from engine.data.turns import ask, system
@@ -48,8 +47,6 @@ class Gsm8kData:
     """Only the first rows to train on or to hold out from; 0 takes all."""
     check: bool = False
     """Only read every row, tell all bad ones and end: exit code 2 where there are any, else 0."""
-    streaming: ClassVar[bool] = False
-    """It is small: it is read whole."""
 
     def __post_init__(self) -> None:
         for name, count in (("held_out", self.held_out), ("limit", self.limit), ("shots", self.shots)):
@@ -77,9 +74,6 @@ class Gsm8kData:
     def bad(self, kind: RowKind) -> BadRows:
         """None is left out."""
         return BadRows(self.tolerance)
-
-    def stream(self, kind: RowKind, *, drawn: int = 0) -> RecordStream:
-        raise NotImplementedError("GSM8K is read whole")
 
     def _all(self, rows: Sequence[RowOrError], make: Callable[[FileRow], T]) -> Sequence[T]:
         """Raises DataError, which tells every row that is bad."""
