@@ -39,6 +39,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer(str(NANO))
 
 
+@functools.cache
 def lessons_of(data: ArithmeticData, kind: RowKind, split: Split, *, number: int) -> tuple[Lesson, ...]:
     """So many rows, by chance."""
     rows = data.judged(split) if kind is RowKind.JUDGED else data.preferences(split)
