@@ -16,6 +16,7 @@ from workers.config import (
     RolloutConfig,
     TeamConfig,
     TrainConfig,
+    TuningConfig,
 )
 from workers.places import places_for
 
@@ -28,6 +29,7 @@ def team(**changes: object) -> TeamConfig:
         "reward": RewardConfig(),
         "cluster": ClusterConfig(),
         "critic": CriticConfig(),
+        "tuning": TuningConfig(),
         "seed": 0,
         "policy_updates": 1,
         "critic_updates": 1,
@@ -35,6 +37,7 @@ def team(**changes: object) -> TeamConfig:
         "rollout_workers": True,
         "reference": True,
         "has_critic": False,
+        "policy_judges": False,
     }
     return TeamConfig(**(settings | changes))
 
