@@ -402,6 +402,16 @@ def test_an_updates_gradient_is_float64s_to_a_millionth(
     assert summed(reports, "loss") == pytest.approx(exact.losses[0], rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_recomputing_activations_of_packed_rows_changes_no_update(
+    processes: dict[int, TrainerProcesses], folder: str, plain_of: Callable[[str], Plain], ranks: int
+) -> None:
+    setup = trainer_setup(folder, zero_stage=3, tokens_per_micro_batch=ODD, packing=PACKED, gradient_checkpointing=True)
+    steps = [("step", (step_of(lesson, TAUGHT["ppo"], ranks=ranks),)) for lesson in LESSONS]
+    answers = processes[ranks](learn, setup, [*steps, ("weights", ())])
+    assert distance(answers[0][-1], plain_of("ppo").weights) < 1e-5
+
+
 @pytest.mark.parametrize(("name", "ranks", "stage"), [("ppo", 2, 1), ("gspo", 1, 1), ("cispo", 2, 3), ("rloo", 1, 0)])
 def test_several_updates_in_two_epochs_are_those_of_full_batches(
     processes: dict[int, TrainerProcesses], folder: str, name: str, ranks: int, stage: int

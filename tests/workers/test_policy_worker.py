@@ -282,13 +282,15 @@ def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) 
 # ----------------------------------------------------------------------------- bfloat16, the reference, export
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "packing", "checkpointing"), [(1, False, False), (2, False, False), (1, True, True), (3, True, True)]
+)
 def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
-    processes: dict[int, TrainerProcesses], folder: str, stage: int
+    processes: dict[int, TrainerProcesses], folder: str, stage: int, packing: bool, checkpointing: bool
 ) -> None:
     setup = trainer_setup(
         folder, precision=Precision.BFLOAT16, zero_stage=stage, learning_rate=1e-2, max_grad_norm=1.0,
-        tokens_per_micro_batch=ODD,
+        tokens_per_micro_batch=ODD, packing=packing, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     *reports, weights = run(processes[1], setup, sft_calls([LESSONS[0]] * 10), WEIGHTS)[0]
     losses = [report.contributions["loss"] for report in reports]

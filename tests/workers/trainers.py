@@ -38,7 +38,12 @@ ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DIS
 
 
 def trainer_setup(
-    path: str, *, precision: Precision = Precision.FLOAT32, total_updates: int = 4, **train: Any
+    path: str,
+    *,
+    precision: Precision = Precision.FLOAT32,
+    gradient_checkpointing: bool = False,
+    total_updates: int = 4,
+    **train: Any,
 ) -> TrainerSetup:
     """Adam's eps lies well above float32's noise in a gradient and well below the gradients themselves, so that noise
     is not blown up to a whole step."""
@@ -46,7 +51,7 @@ def trainer_setup(
 
     settings = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "max_grad_norm": 0.1}
     return TrainerSetup(
-        model=ModelConfig(path=path, precision=precision),
+        model=ModelConfig(path=path, precision=precision, gradient_checkpointing=gradient_checkpointing),
         train=TrainConfig(**(settings | train)),
         device=Device.CPU,
         seed=0,
