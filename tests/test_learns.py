@@ -6,11 +6,10 @@ import pytest
 import torch
 from runs import Finished, run_main
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from engine.data.arithmetic import ArithmeticData
-from engine.data.base import Split
-from engine.data.render import render_prompts
+from engine.config import load_config
+from engine.tasks import prepare_online
 from workers.config import ClusterConfig, ModelConfig, RolloutConfig
 from workers.records import GroupRequest, Sampling
 from workers.rollout_worker import RolloutWorker
@@ -69,8 +68,8 @@ def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(def
     from workers.vllm_engine import VLLMEngine  # vLLM takes seconds to import
 
     export = default_run.summary["export"]
-    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
-    prompts = render_prompts(ArithmeticData().questions(Split.HELD_OUT)[:200], tokenizer, 512, 8)
+    model = AutoModelForCausalLM.from_pretrained(export)
+    prompts = prepare_online(load_config([])).held_out[:200]
     greedy = Sampling(temperature=0.0, max_tokens=8)
     rollout = RolloutConfig(kv_cache_gib=0.0625, max_running=64)
     worker = RolloutWorker(lambda: VLLMEngine(ModelConfig(path=export), rollout, ClusterConfig(), seed=0))
