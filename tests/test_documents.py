@@ -30,6 +30,8 @@ NEEDS_MORE = (
     "algorithms/compare",
     "engine.submit",
     "tests.bench",
+    "examples/offline",
+    "--step",
 )
 """Commands that need GPUs, a hub, a cluster, or minutes: they are composed, and their parts have tests of their own."""
 SMALL = "run.steps=2 evaluation.prompts=2 evaluation.samples_per_prompt=1 data.held_out=2 rollout.prompts_per_step=2"
@@ -54,6 +56,10 @@ def files_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(REPOSITORY / "examples/nano/policy", model)
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 2048}))
+    judge = tmp_path / "runs" / "judge" / "export"
+    shutil.copytree(REPOSITORY / "examples/nano/policy", judge)
+    as_judge = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (judge / "config.json").write_text(json.dumps(settings | as_judge))
     (tmp_path / "my_rewards.py").write_text("def correct(response, answer, **row):\n    return 1.0\n")
     solved = [{"question": f"{n}+1=", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(8)]
     turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
@@ -61,6 +67,7 @@ def files_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train.jsonl", solved),
         ("rows.jsonl", solved),
         ("conversations.jsonl", [{"messages": turns}] * 8),
+        ("pairs.jsonl", [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 8),
         ("alpaca.json", [{"instruction": "Add.", "input": "1+1=", "output": "2"}] * 8),
     ):
         (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -105,6 +112,7 @@ def test_what_a_cpu_can_do_of_the_documents_runs(document: Path, files_of_a_read
         no_caches = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, files_of_a_reader / name, ignore=no_caches, dirs_exist_ok=True)
     shutil.copy(REPOSITORY / "pyproject.toml", files_of_a_reader)
+    shutil.rmtree(files_of_a_reader / "runs")
     for command in commands_of(document):
         if command.startswith("make ") or any(word in command for word in NEEDS_MORE):
             continue
@@ -115,8 +123,8 @@ def test_what_a_cpu_can_do_of_the_documents_runs(document: Path, files_of_a_read
 
 
 def small_settings(command: str) -> list[str]:
-    offline = "algo=sft" in command or "nano_base" in command
-    return [word for word in SMALL.split() if not (offline and word.startswith(("rollout", "evaluation")))]
+    more = ["train.examples_per_step=2", "run.epochs=0"] if re.search(r"algo=(sft|rm|dpo)\b", command) else []
+    return [*SMALL.split(), *more]
 
 
 def test_the_documents_show_commands() -> None:
