@@ -24,10 +24,11 @@ from workers.records import Metrics, ScoredRollout
 if TYPE_CHECKING:
     from engine.evaluation import HeldOut
 
-NOT_OF_HELD_OUT = ("skipped_updates",)
 LINE_METRICS = (
     ("reward", "reward/mean", ".3f"),
     ("loss", "loss", ".4f"),
+    ("accuracy", "accuracy", ".3f"),
+    ("margin", "margin", ".3f"),
     ("kl", "kl", ".4f"),
     ("entropy", "entropy", ".3f"),
     ("length", "response_length/mean", ".1f"),
@@ -35,6 +36,8 @@ LINE_METRICS = (
     ("grad", "gradient_norm", ".2f"),
 )
 """What a step's line shows, where the step has it."""
+NOT_OF_HELD_OUT = ("skipped_updates",)
+"""Figures of learning, which looking has not."""
 
 
 class Tracker:
