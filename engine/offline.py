@@ -24,7 +24,7 @@ def train_offline(
     """One optimizer step a batch of lessons; they come in an order keyed by (seed, epoch)."""
     run, objective, ranks = config.run, config.algo, config.train.ranks
     source = task.lessons_from(start.next_draw)
-    references = References(config.run_folder) if _needs_reference(objective) else None
+    references = References(config) if _needs_reference(objective) else None
     if references:
         references.complete(_all_to_come(config, task, start), workers, tracker, ranks=ranks)
     if start.folder is not None:

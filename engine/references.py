@@ -7,14 +7,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from engine.config import Config
+from engine.fingerprint import fingerprint
 from engine.tracking import Tracker
 from workers.lessons import Example, Lesson, Share
 from workers.team import Workers
 
 SEQUENCES_AT_ONCE = 256
 FILE_NAME = "reference_logprobs.safetensors"
+MODEL = "model"
+"""What the file says it is of."""
 
 
 class References:
@@ -24,9 +29,11 @@ class References:
     ones included, that is the base with the new adapter adding nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE_NAME
-        self._logprobs: dict[str, np.ndarray] = load_file(self._file) if self._file.exists() else {}
+    def __init__(self, config: Config) -> None:
+        self._file = config.run_folder / FILE_NAME
+        # A run that ended before its first checkpoint may begin again as another one.
+        self._model = fingerprint((config.model, config.tuning, config.run.seed))
+        self._logprobs = _kept(self._file, self._model)
 
     def complete(self, lessons: Iterable[Lesson], workers: Workers, tracker: Tracker, *, ranks: int) -> None:
         """Ask for what is missing. To be called before the policy learns anything, or loads what it has learned."""
@@ -51,7 +58,7 @@ class References:
     def _save(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._file.with_suffix(".unfinished")
-        save_file(self._logprobs, unfinished)
+        save_file(self._logprobs, unfinished, metadata={MODEL: self._model})
         unfinished.replace(self._file)
 
     def share(self, lessons: Sequence[Lesson]) -> Share:
@@ -60,6 +67,16 @@ class References:
             lessons=tuple(lessons),
             reference=tuple(self._logprobs[key_of(example)] for lesson in lessons for example in lesson.examples),
         )
+
+
+def _kept(file: Path, model: str) -> dict[str, np.ndarray]:
+    """What an earlier process of the run has asked for; nothing if that was of another model."""
+    if not file.exists():
+        return {}
+    with safe_open(file, framework="numpy") as tensors:
+        if tensors.metadata().get(MODEL) != model:
+            return {}
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
 
 
 def key_of(example: Example) -> str:
