@@ -121,7 +121,7 @@ def test_a_reward_model_reads_at_the_same_place_in_transformers_however_it_is_pa
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(base)
-    settings = [*SMALL, f"run.folder={tmp_path}", "run.name=rm", f"model.path={base}", "train.warmup_updates=0"]
+    settings = [*SMALL, f"run.folder={tmp_path}", "run.name=rm", f"model.path={base}", "model.context_length=64"]
     command = [sys.executable, "-m", "engine.main", "algo=rm", "data=arithmetic", *settings]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

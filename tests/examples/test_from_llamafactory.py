@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
 from engine.algorithms.dpo import DPO, LossType
 from engine.algorithms.orpo import ORPO
 from engine.algorithms.simpo import SimPO
-
 from engine.config import load_config
 from examples.from_llamafactory.translate import RULES, NotTranslated, command, table, translate
 from workers.config import LoraInit, Overlong, Precision, Quantization, Schedule, TuningMethod
@@ -44,7 +45,7 @@ TUNINGS = {
 
 
 def theirs(**settings: object) -> dict[str, object]:
-    return {"model_name_or_path": NANO, "stage": "sft", "finetuning_type": "lora", **settings}
+    return {"model_name_or_path": NANO, "stage": "sft", "finetuning_type": "lora", "cutoff_len": 128, **settings}
 
 
 def ours(**settings: object) -> list[str]:
@@ -61,6 +62,16 @@ def registry(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+@pytest.fixture
+def judge(tmp_path: Path) -> str:
+    """A reward model, as far as its settings tell."""
+    shutil.copytree(NANO, tmp_path / "judge")
+    settings = json.loads((tmp_path / "judge/config.json").read_text())
+    as_judge = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (tmp_path / "judge/config.json").write_text(json.dumps(settings | as_judge))
+    return str(tmp_path / "judge")
+
+
 @pytest.mark.parametrize("key", PROMISED)
 def test_every_key_of_their_example_files_is_known(key: str) -> None:
     assert key in RULES
@@ -68,9 +79,9 @@ def test_every_key_of_their_example_files_is_known(key: str) -> None:
 
 @pytest.mark.parametrize("stage", [*STAGES, "orpo", "simpo"])
 @pytest.mark.parametrize("tuning", TUNINGS)
-def test_every_stage_and_tuning_is_a_run_here(stage: str, tuning: str, registry: str) -> None:
+def test_every_stage_and_tuning_is_a_run_here(stage: str, tuning: str, registry: str, judge: str) -> None:
     of_stage = {"stage": stage} if stage in STAGES else {"stage": "dpo", "pref_loss": stage}
-    of_ppo = {"reward_model": NANO} if stage == "ppo" else {}
+    of_ppo = {"reward_model": judge} if stage == "ppo" else {}
     method = {"finetuning_type": tuning.removeprefix("q"), **TUNINGS[tuning]}
     config = load_config(ours(**of_stage, **of_ppo, **method, dataset="sums", dataset_dir=registry))
 
