@@ -41,6 +41,7 @@ class References:
         missing = [(key, example) for key, example in examples.items() if key not in self._logprobs]
         if not missing:
             return
+        tracker.say(f"asking the model, before it learns, about {len(missing)} sequences")
         at_once = SEQUENCES_AT_ONCE * ranks
         for done in range(0, len(missing), at_once):
             with tracker.phase(f"reference, {done} of {len(missing)} sequences"):
