@@ -20,6 +20,7 @@ from engine.config import Config, ConfigError
 from engine.data.base import DataError
 from engine.saved_config import saved_config
 from engine.tasks import tokenizer_of
+from workers.stopped import RunStopped
 
 if TYPE_CHECKING:
     from workers.team import Workers
@@ -89,6 +90,9 @@ def run(argv: Sequence[str]) -> int:
     except MISTAKES as mistake:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
+    except RunStopped as stopped:
+        print(f"heliostat: {stopped}", file=sys.stderr)
+        return 1
     print(f"{folder}: loaded again, it says the same (largest difference {difference:.1e})")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.data.bad_rows import BadRowPolicy, BadRows, Tolerance
@@ -57,16 +57,8 @@ class ShuffledLessons:
 class StreamedLessons:
     """Rows are read, and made lessons of, while the run goes on."""
 
-    def __init__(
-        self,
-        open_stream: Callable[[int], RecordStream],
-        make: LessonMaker,
-        tolerance: Tolerance,
-        *,
-        next_draw: int,
-    ) -> None:
-        """`open_stream` begins after so many rows."""
-        self._stream, self._make = open_stream(next_draw), make
+    def __init__(self, stream: RecordStream, make: LessonMaker, tolerance: Tolerance) -> None:
+        self._stream, self._make = stream, make
         self._unwritten = BadRows(tolerance)
         self._made: list[Lesson] = []
 

@@ -67,7 +67,7 @@ def totals_of(lessons: Sequence[Lesson], *, horizon: int) -> Totals:
     """What the losses of a step divide by."""
     learned = [example for lesson in lessons for example in lesson.examples if example.is_learned_from]
     return Totals(
-        tokens=sum(sum(example.mask) for example in learned),
+        tokens=sum(lesson.trained_tokens for lesson in lessons),
         sequences=len(learned),
         prompts=len(lessons),
         horizon=horizon,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.config import Config
@@ -13,7 +12,6 @@ from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import DataError, Split
 from engine.data.checked import CheckedData
 from engine.data.files import FilesData
-from engine.data.reading import RecordStream
 from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from engine.fingerprint import fingerprint
@@ -105,10 +103,14 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
     )
     bad.settle()
     _refuse_empty(train, config)
+
+    def lessons_from(next_draw: int) -> ShuffledLessons:
+        return ShuffledLessons(train, seed=config.run.seed, next_draw=next_draw)
+
     return OfflineTask(
         num_lessons=len(train),
         first=train[0],
-        lessons_from=partial(_shuffled, train, config.run.seed),
+        lessons_from=lessons_from,
         held_out=_measured(held_out, config),
         reward=None,
         remarks=_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config)),
@@ -117,31 +119,25 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
     )
 
 
-def _shuffled(lessons: Sequence[Lesson], seed: int, next_draw: int) -> ShuffledLessons:
-    return ShuffledLessons(lessons, seed=seed, next_draw=next_draw)
-
-
 def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
     """Of a stream, what is held out is read now, and the rest while the run goes on."""
-    beginning = config.data.stream(config.algo.rows)
-    bad = BadRows(tolerance_of(config))
+    tolerance, beginning = tolerance_of(config), config.data.stream(config.algo.rows)
+    bad = BadRows(tolerance)
     held_out = tuple(itertools.chain(*bad.collect(beginning.held_out, make)))
     bad.settle()
-
-    def open_stream(next_draw: int) -> RecordStream:
-        return config.data.stream(config.algo.rows, drawn=next_draw)
+    found = beginning.bad.with_later(bad)
 
     def lessons_from(next_draw: int) -> StreamedLessons:
-        return StreamedLessons(open_stream, make, tolerance_of(config), next_draw=next_draw)
+        return StreamedLessons(config.data.stream(config.algo.rows, drawn=next_draw), make, tolerance)
 
     return OfflineTask(
         num_lessons=0,
-        first=lessons_from(0).take(1)[0],
+        first=StreamedLessons(beginning, make, tolerance).take(1)[0],
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
         reward=None,
         remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
-        bad=beginning.bad.with_later(bad),
+        bad=found,
         fingerprint=fingerprint((config.data, _told(held_out))),
     )
 

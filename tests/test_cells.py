@@ -21,7 +21,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent / "workers"))
 
 from runs import REPOSITORY
-from trainers import TrainerProcesses, _critic_step, _policy_step, step_of
+from trainers import TrainerProcesses, critic_step, policy_step, step_of
 
 from engine.config import Config, load_config
 from engine.resume import find_progress, open_checkpoints
@@ -126,8 +126,8 @@ def learn_ppo(rank: RankInfo, argv: Sequence[str], folder: Path) -> dict[str, Le
     step = step_of((toy_rows((0, 1)),), config.algo)
     learned = {}
     for role, kind, setup, take in (
-        ("policy", PolicyWorker, policy_setup(team), _policy_step),
-        ("critic", CriticWorker, critic_setup(team), _critic_step),
+        ("policy", PolicyWorker, policy_setup(team), policy_step),
+        ("critic", CriticWorker, critic_setup(team), critic_step),
     ):
         worker = kind(setup, replace(rank, role=role))
         reports: list[Any] = []

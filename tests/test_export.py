@@ -103,6 +103,17 @@ def test_a_folder_that_says_something_else_is_not_called_an_export(merged: Path)
         largest_difference(trained, merged, team.model, team.tuning, as_adapter=False, judges=False)
 
 
+def test_what_does_not_say_the_same_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def differs(*_: object, **__: object) -> None:
+        raise ExportError("it says something else")
+
+    monkeypatch.setattr("engine.export.export_run", differs)
+    assert run(["runs/one"]) == 1
+    assert capsys.readouterr().err == "heliostat: it says something else\n"
+
+
 @pytest.mark.parametrize(
     ("padding", "begin", "end", "chosen"),
     [(0, 5, 1, 0), (2, 1, 2, 1), (2, None, 2, 0), (0, 0, [0, 1], 2), (None, None, 0, 1)],

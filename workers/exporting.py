@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from workers.config import ModelConfig, Precision, Quantization, TuningConfig
 from workers.model import load_language_model, load_value_model
+from workers.stopped import RunStopped
 from workers.tuned_weights import adapter_settings, adapter_tensors, whole_weights, write_adapter
 from workers.tuning import Gather, as_they_are, load_adapter, tune
 
@@ -17,7 +18,7 @@ ROWS, ROW_LENGTH = 2, 48
 """Of made-up tokens, on which two models are compared."""
 
 
-class ExportError(RuntimeError):
+class ExportError(RunStopped):
     """What was written does not say what the trained model says."""
 
 

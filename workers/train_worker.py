@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class TrainerSetup:
     device: Device
     seed: int
     total_updates: int
-    tuning: TuningConfig = field(default_factory=TuningConfig)
+    tuning: TuningConfig
 
 
 MicroLoss = Callable[[Batch, Sequence[int]], Loss]

@@ -48,11 +48,6 @@ def whole_weights(
             yield weight.name, weight.read()
 
 
-def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """What a plain model of this architecture would hold to say the same."""
-    return whole_weights(model)
-
-
 def shapes_of(model: PreTrainedModel) -> Iterator[Tensor]:
     """Tensors without content, of the shapes and types that `whole_weights` gives."""
     for weight in _weights(model, merged=True):
@@ -78,11 +73,6 @@ def adapter_settings(model: PreTrainedModel) -> str:
         model.peft_config[ADAPTER].save_pretrained(folder)
         settings = json.loads((Path(folder) / CONFIG_FILE).read_text())
     return json.dumps({**settings, "inference_mode": True}, indent=2, sort_keys=True)
-
-
-def save_adapter(model: PreTrainedModel, folder: Path, *, gather: Gather = as_they_are) -> None:
-    """A folder that PEFT loads."""
-    write_adapter(folder, adapter_tensors(model, gather=gather), adapter_settings(model))
 
 
 def serve_adapter(model: PreTrainedModel, tensors: dict[str, Tensor], settings: str) -> None:

@@ -92,10 +92,8 @@ class Template:
     def _marked(self, conversation: Conversation, first_turn: int) -> Written:
         """As the template's own marks say."""
         token_ids, marks = self._render_marked(conversation)
-        if first_turn == 0:
-            return Written(token_ids=token_ids, trained=marks)
-        asked = self._render(conversation, conversation.messages[:first_turn], add_generation_prompt=True)
-        if any(conversation.messages[turn].role == "assistant" for turn in range(first_turn)):
+        if any(message.role == "assistant" for message in conversation.messages[:first_turn]):
+            asked = self._render(conversation, conversation.messages[:first_turn], add_generation_prompt=True)
             self._refuse_rewriting(conversation, first_turn, asked == token_ids[: len(asked)])
             marks = tuple(mark and position >= len(asked) for position, mark in enumerate(marks))
         return Written(token_ids=token_ids, trained=marks)

@@ -28,6 +28,7 @@ from rich.table import Table
 from engine.data.base import RowKind
 from engine.data.files import FilesData, _read_once
 from engine.origin import git_version
+from tests.bench._output import tell
 
 REPEATS = 3
 WORDS = ("the", "sum", "of", "two", "small", "numbers", "is", "what", "a", "policy", "learns", "größere", "später")
@@ -170,13 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         measured = [measure(case, asked.rows, Path(folder)) for case in CASES]
     origin = {"command": "python -m tests.bench.data", "git": git_version(), "seed": 0}
-    text = json.dumps(origin | {"measured": [asdict(one) for one in measured]}, indent=1)
-    if asked.json == "-":
-        print(text)
-        return
-    show(measured)
-    if asked.json:
-        Path(asked.json).write_text(text + "\n")
+    tell(origin | {"measured": [asdict(one) for one in measured]}, asked.json, lambda: show(measured))
 
 
 if __name__ == "__main__":

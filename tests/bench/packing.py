@@ -11,12 +11,10 @@ ways take turns inside one run, on one thread, in CPU time, so that whatever els
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine.origin import git_version
+from tests.bench._output import tell
 from workers.batches import collate_lessons, cut, select
 from workers.lessons import Example, Lesson, Part
 from workers.model import TokenScorer, score_tokens
@@ -164,13 +163,7 @@ def main() -> None:
     for case in cases:
         print(f"{case.name} ...", file=sys.stderr)
         measured.append(measure(case, asked.repeats))
-    text = json.dumps([asdict(one) for one in measured], indent=1)
-    if asked.json == "-":
-        print(text)
-        return
-    show(measured)
-    if asked.json:
-        Path(asked.json).write_text(text + "\n")
+    tell([asdict(one) for one in measured], asked.json, lambda: show(measured))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from engine.config import load_config
 from engine.origin import config_hash, git_version
+from tests.bench._output import tell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
@@ -135,13 +136,7 @@ def main() -> None:
             measure(Case(name=case.name, overrides=case.overrides, steps=asked.steps or case.steps), Path(folder))
             for case in cases
         ]
-    text = json.dumps([asdict(one) for one in measured], indent=1)
-    if asked.json == "-":
-        print(text)
-        return
-    show(measured)
-    if asked.json:
-        Path(asked.json).write_text(text + "\n")
+    tell([asdict(one) for one in measured], asked.json, lambda: show(measured))
 
 
 if __name__ == "__main__":

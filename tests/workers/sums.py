@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from engine.algorithms.base import LanguageObjective, Objective, ScoreObjective
 from engine.algorithms.dpo import DPO
 from engine.data.arithmetic import ArithmeticData
-from engine.data.base import Conversation, RowKind, Split
+from engine.data.base import RowKind, Split
+from engine.data.render import LessonMaker, Room, rows_of
+from engine.data.template import Template, load_tokenizer
 from engine.metrics import of_update
 from engine.offline import totals_of
-from workers.lessons import Example, Lesson, Part, Share
-from workers.records import Message, Metrics
+from workers.config import Overlong
+from workers.lessons import Lesson, Share
+from workers.records import Metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,36 +35,18 @@ ANSWER_TOKENS = 6
 # ----------------------------------------------------------------------------- lessons
 
 
-@functools.cache
 def tokenizer() -> PreTrainedTokenizerBase:
-    from workers.tokenizer import load_tokenizer
-
     return load_tokenizer(str(NANO))
 
 
 @functools.cache
 def lessons_of(data: ArithmeticData, kind: RowKind, split: Split, *, number: int) -> tuple[Lesson, ...]:
     """So many rows, by chance."""
-    rows = data.judged(split) if kind is RowKind.JUDGED else data.preferences(split)
-    lessons = []
-    for row in random.Random(1).sample(rows, number):
-        if kind is RowKind.JUDGED:
-            examples = [_example(Part.DESIRABLE if row.desirable else Part.UNDESIRABLE, row.asked, row.answer)]
-        else:
-            examples = [
-                _example(Part.CHOSEN, row.asked, row.chosen),
-                _example(Part.REJECTED, row.asked, row.rejected),
-            ]
-        lessons.append(Lesson(id=row.id, examples=tuple(examples), margin=0.0))
-    return tuple(lessons)
-
-
-def _example(part: Part, asked: Conversation, answer: Sequence[Message]) -> Example:
-    turns = [{"role": turn.role, "content": turn.content} for turn in (*asked.messages, *answer)]
-    prompt = tokenizer().apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
-    whole = tokenizer().apply_chat_template(turns, add_generation_prompt=False, return_dict=False)
-    mask = (True,) * (len(whole) - len(prompt))
-    return Example(part=part, token_ids=tuple(whole), prompt_length=len(prompt), mask=mask)
+    rows = random.Random(1).sample(rows_of(data, kind, split), number)
+    room = Room(tokens=512, told="nano's context", overlong=Overlong.ERROR)
+    # Nothing of an objective but what it imitates of conversations matters to a maker, and these are none.
+    make = LessonMaker(DPO(), Template(tokenizer()), room)
+    return tuple(lesson for row in rows for lesson in make(row))
 
 
 # ----------------------------------------------------------------------------- learning

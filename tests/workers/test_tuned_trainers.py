@@ -17,10 +17,10 @@ from trainers import (
     WEIGHTS,
     Step,
     TrainerProcesses,
-    _critic_step,
     _gathered,
-    _policy_step,
+    critic_step,
     grpo_calls,
+    policy_step,
     run,
     step_of,
     trainer_setup,
@@ -57,7 +57,7 @@ def merged(rank: RankInfo, setup: TrainerSetup, steps: list[Step]) -> dict[str, 
 
     worker = PolicyWorker(setup, rank)
     for step in steps:
-        _policy_step(worker, step)
+        policy_step(worker, step)
     return _gathered(worker)
 
 
@@ -67,7 +67,7 @@ def merged_critic(rank: RankInfo, setup: TrainerSetup, steps: list[Step]) -> dic
 
     worker = CriticWorker(setup, replace(rank, role="critic"))
     for step in steps:
-        _critic_step(worker, step)
+        critic_step(worker, step)
     return _gathered(worker)
 
 
@@ -173,7 +173,7 @@ def published(rank: RankInfo, setup: TrainerSetup, steps: list[Step], folder: Pa
     worker, sent = PolicyWorker(setup, rank), []
     for version, step in enumerate([None, *steps]):
         if step:
-            _policy_step(worker, step)
+            policy_step(worker, step)
         manifest = worker.publish(version)
         if manifest:
             sent.append({name: tensor.clone() for name, tensor in read_weights(manifest)})

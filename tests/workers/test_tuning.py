@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from workers.adapters import AdapterError, read_adapter, served_rank, why_merged
 from workers.config import LoraInit, ModelConfig, Quantization, TuningConfig, TuningMethod
+from workers.exporting import write_model
 from workers.model import load_language_model, load_value_model
-from workers.tuned_weights import merged_weights, save_adapter, shapes_of, whole_weights
+from workers.tuned_weights import shapes_of, whole_weights
 from workers.tuning import TuningError, adapter_off, tune
 
 TOKENS_1S = torch.arange(5, 45)[None]
@@ -150,19 +151,19 @@ def test_a_head_that_gives_a_score_starts_at_zero_and_is_learned_whatever_the_me
     load, tuning: TuningConfig
 ) -> None:
     model = load(tuning, value=True)
-    weights = dict(merged_weights(model))
+    weights = dict(whole_weights(model))
     assert weights["score.weight"].shape == (1, 32) and not weights["score.weight"].any()
     learn(model)
-    assert dict(merged_weights(model))["score.weight"].all()
+    assert dict(whole_weights(model))["score.weight"].all()
 
 
 @pytest.mark.parametrize("method", [LORA, OFT])
 def test_modules_beside_an_adapter_are_learned_as_they_are(load, folder: str, method: TuningMethod) -> None:
     model = load(TuningConfig(method=method, block_size=16, also_train=["embed_tokens", "norm"]))
-    before = dict(merged_weights(load(TuningConfig())))
+    before = dict(whole_weights(load(TuningConfig())))
     with adapter_off(learn(model)):
         assert torch.equal(logits(model), logits(load(TuningConfig())))
-    after = dict(merged_weights(model))
+    after = dict(whole_weights(model))
     for name in ("model.embed_tokens.weight", "model.norm.weight"):
         assert not torch.equal(before[name], after[name])
     assert torch.equal(before["lm_head.weight"], after["lm_head.weight"])
@@ -217,7 +218,7 @@ def test_a_low_rank_addition_is_scaled_by_alpha_over_rank_or_its_root(load, tuni
     state, name = everything(model), "model.layers.0.self_attn.q_proj"
     added = state[f"{name}.lora_B.default.weight"] @ state[f"{name}.lora_A.default.weight"]
     expected = state[f"{name}.base_layer.weight"] + scale * added
-    assert gap(dict(merged_weights(model))[f"{name}.weight"], expected) < 1e-6
+    assert gap(dict(whole_weights(model))[f"{name}.weight"], expected) < 1e-6
 
 
 def test_oft_turns_a_matrix_by_an_orthogonal_one(load) -> None:
@@ -242,7 +243,7 @@ def test_the_merged_weights_in_a_plain_model_say_the_same_and_merging_changes_no
 ) -> None:
     model = learn(load(tuning))
     before, said = everything(model), logits(model)
-    weights = {name: tensor.clone() for name, tensor in merged_weights(model)}
+    weights = {name: tensor.clone() for name, tensor in whole_weights(model)}
     assert gap(logits(plain_from(folder, weights)), said) < 1e-4
     after = everything(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -253,14 +254,14 @@ def test_the_merged_weights_in_a_plain_model_say_the_same_and_merging_changes_no
 def test_shapes_are_told_before_any_weight_is_read(load, tuning: TuningConfig) -> None:
     model = load(tuning)
     told = [(tensor.shape, tensor.dtype) for tensor in shapes_of(model)]
-    assert told == [(tensor.shape, tensor.dtype) for _, tensor in merged_weights(model)]
+    assert told == [(tensor.shape, tensor.dtype) for _, tensor in whole_weights(model)]
 
 
 def test_a_tied_head_is_the_embedding_in_merged_weights_too(tmp_path: Path) -> None:
     path = tiny.write_policy(tmp_path, tied=True)
     model = load_language_model(ModelConfig(path=path), seed=0).eval()
     tune(model, EXACT["lora"], seed=0)
-    weights = {name: tensor.clone() for name, tensor in merged_weights(learn(model))}
+    weights = {name: tensor.clone() for name, tensor in whole_weights(learn(model))}
     assert "lm_head.weight" not in weights
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     plain.load_state_dict(weights, strict=False)
@@ -274,7 +275,7 @@ def test_an_adapters_folder_is_one_that_peft_loads_and_that_says_the_same(
     load, folder: str, tmp_path: Path, tuning: TuningConfig
 ) -> None:
     model = learn(load(tuning))
-    save_adapter(model, tmp_path)
+    write_model(model, tmp_path, as_adapter=True)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == folder and settings["task_type"] == "CAUSAL_LM"
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -284,7 +285,7 @@ def test_an_adapters_folder_is_one_that_peft_loads_and_that_says_the_same(
 
 def test_a_score_head_lies_in_the_adapters_folder(load, folder: str, tmp_path: Path) -> None:
     model = learn(load(EXACT["lora"], value=True))
-    save_adapter(model, tmp_path)
+    write_model(model, tmp_path, as_adapter=True)
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     reloaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     reloaded.config.pad_token_id = model.config.pad_token_id = 0
@@ -295,11 +296,11 @@ def test_a_score_head_lies_in_the_adapters_folder(load, folder: str, tmp_path: P
 def test_adapters_of_earlier_runs_are_merged_in_order(load, folder: str, tmp_path: Path, kind: str) -> None:
     folders = []
     for number, rate in enumerate((1e-2, 3e-2)):
-        save_adapter(learn(load(EXACT[kind], seed=number), rate=rate), tmp_path / str(number))
+        write_model(learn(load(EXACT[kind], seed=number), rate=rate), tmp_path / str(number), as_adapter=True)
         folders.append(str(tmp_path / str(number)))
-    base = dict(merged_weights(load(TuningConfig())))
-    alone = [dict(merged_weights(load(TuningConfig(adapters=[one])))) for one in folders]
-    both = dict(merged_weights(load(TuningConfig(adapters=folders))))
+    base = dict(whole_weights(load(TuningConfig())))
+    alone = [dict(whole_weights(load(TuningConfig(adapters=[one])))) for one in folders]
+    both = dict(whole_weights(load(TuningConfig(adapters=folders))))
     by_peft = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for one in folders:
         by_peft = PeftModel.from_pretrained(by_peft, one).merge_and_unload()
@@ -312,10 +313,10 @@ def test_adapters_of_earlier_runs_are_merged_in_order(load, folder: str, tmp_pat
 @each(ADAPTERS)
 def test_the_last_adapter_goes_on_learning_where_it_stopped(load, tmp_path: Path, tuning: TuningConfig) -> None:
     first = learn(load(EXACT["lora"], seed=1))
-    save_adapter(first, tmp_path / "first")
+    write_model(first, tmp_path / "first", as_adapter=True)
     merged = TuningConfig(adapters=[str(tmp_path / "first")])
     second = load(TuningConfig(**{**vars(tuning), "adapters": merged.adapters}), seed=2)
-    save_adapter(learn(second), tmp_path / "second")
+    write_model(learn(second), tmp_path / "second", as_adapter=True)
     both = [str(tmp_path / "first"), str(tmp_path / "second")]
     again = load(TuningConfig(method=tuning.method, adapters=both, continue_last=True))
     assert gap(logits(again), logits(second)) < 1e-5
@@ -360,7 +361,7 @@ def test_a_quantized_model_looks_and_learns_with_the_same_arithmetic(load) -> No
 def test_eight_bits_stay_close_to_the_plain_model(load, folder: str, tuning: TuningConfig) -> None:
     eight = TuningConfig(**{**vars(tuning), "quantization": INT8})
     model, plain = learn(load(eight)), load(TuningConfig())
-    weights = {name: tensor.clone() for name, tensor in merged_weights(model)}
+    weights = {name: tensor.clone() for name, tensor in whole_weights(model)}
     assert gap(logits(plain_from(folder, weights)), logits(model)) < 0.15
     with adapter_off(model):
         assert gap(logits(model), logits(plain)) < 0.15
@@ -387,7 +388,7 @@ def test_what_the_model_does_not_have_is_named(load, tuning: TuningConfig, said:
 def test_a_folder_that_holds_no_adapter_or_another_ones_is_named(load, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"holds no adapter_config.json and no adapter_model.safetensors"):
         load(TuningConfig(adapters=[str(tmp_path)]))
-    save_adapter(load(EXACT["lora"]), tmp_path)
+    write_model(load(EXACT["lora"]), tmp_path, as_adapter=True)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["q_proj"]}))
     with pytest.raises(AdapterError, match=r"does not fit the model's adapter: missing .*unknown"):
@@ -410,6 +411,6 @@ def test_only_plain_low_rank_additions_are_served_apart_from_the_base(load, tmp_
     ]:
         assert (served_rank(tuning), why_merged(tuning)) == (0, why)
     for name, rank in (("lora", 8), ("dora", 0)):
-        save_adapter(load(EXACT[name]), tmp_path / name)
+        write_model(load(EXACT[name]), tmp_path / name, as_adapter=True)
         continued = TuningConfig(method=LORA, rank=1000, adapters=[str(tmp_path / name)], continue_last=True)
         assert served_rank(continued) == rank

@@ -21,7 +21,7 @@ from tiny import critic_value, deal, made_up, outcomes_of, reference_logprob, re
 from engine.algorithms.base import Algorithm
 from engine.algorithms.grpo import GRPO
 from engine.experience import Assignment, advantages
-from workers.config import Device, ModelConfig, Precision, TrainConfig
+from workers.config import Device, ModelConfig, Precision, TrainConfig, TuningConfig
 from workers.records import Group, Row
 from workers.tally import UpdateReport
 
@@ -56,6 +56,7 @@ def trainer_setup(
         device=Device.CPU,
         seed=0,
         total_updates=total_updates,
+        tuning=TuningConfig(),
     )
 
 
@@ -102,14 +103,14 @@ def learn(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[An
     """Runs in a trainer process: a fresh PolicyWorker does these calls, one after the other; what each returned."""
     from workers.policy_worker import PolicyWorker
 
-    return _done(PolicyWorker(setup, rank), calls, step=_policy_step, weights=_published)
+    return _done(PolicyWorker(setup, rank), calls, step=policy_step, weights=_published)
 
 
 def learn_values(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
     """The same with a CriticWorker."""
     from workers.critic_worker import CriticWorker
 
-    return _done(CriticWorker(setup, replace(rank, role="critic")), calls, step=_critic_step, weights=_gathered)
+    return _done(CriticWorker(setup, replace(rank, role="critic")), calls, step=critic_step, weights=_gathered)
 
 
 def learn_judging(rank: RankInfo, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
@@ -135,7 +136,7 @@ def run(trainer: TrainerProcesses, setup: TrainerSetup, calls: list[list[Call]],
     return trainer(learn, setup, by_rank=[[*of_rank, *more] for of_rank in calls])
 
 
-def _policy_step(worker: PolicyWorker, step: Step) -> UpdateReport:
+def policy_step(worker: PolicyWorker, step: Step) -> UpdateReport:
     """Look, credit, update; between the first two the driver's part, on every rank."""
     rank, algorithm = worker._rank.rank, step.algorithm
     state, rows = algorithm.initial_state(), step.rows(rank)
@@ -160,7 +161,7 @@ def _from_all_ranks(worker: PolicyWorker, own: np.ndarray) -> list[np.ndarray]:
     return said
 
 
-def _critic_step(worker: CriticWorker, step: Step) -> UpdateReport:
+def critic_step(worker: CriticWorker, step: Step) -> UpdateReport:
     rank = worker._rank.rank
     worker.values(step.batch.shares[rank], *step.groups)
     returns_BT = made_up(return_of, step.rows(rank), step.groups, filler=step.filler)
@@ -275,7 +276,7 @@ def forward_passes(rank: RankInfo, setup: TrainerSetup, step: Step) -> tuple[int
 
     worker, passes = PolicyWorker(setup, rank), []
     worker._model.base_model.register_forward_hook(lambda *_: passes.append(1))
-    report = _policy_step(worker, step)
+    report = policy_step(worker, step)
     return len(passes), report
 
 
