@@ -26,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 
 from engine.config_error import ConfigError
 from engine.own_options import check_file, is_path, own_files, shown_to_hydra
-from engine.schema import HELP_COMMAND, Leaf, as_typed, fit, leaves_of, open_class, with_whole_keys
+from engine.schema import HELP_COMMAND, Leaf, as_typed, fit, leaf_of, leaves_of, open_class, section_of, with_whole_keys
 
 T = TypeVar("T")
 KEY = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)*")
@@ -254,6 +254,8 @@ def _build(node: DictConfig, schema: type[T], prefix: str) -> T:
         value, key = node[field.name], f"{prefix}{field.name}"
         if isinstance(value, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(value)):
             values[field.name] = _build(value, OmegaConf.get_type(value), prefix=f"{key}.")
+        elif (each := section_of(hints[field.name])) is not None:
+            values[field.name] = {name: _build(value[name], each, prefix=f"{key}.{name}.") for name in value}
         elif isinstance(value, ListConfig):
             values[field.name] = _sequence(key, hints[field.name], OmegaConf.to_container(value, resolve=True))
         elif isinstance(value, DictConfig):
@@ -282,9 +284,9 @@ def _sequence(key: str, hint: Any, values: list[Any]) -> list[Any] | tuple[Any, 
 
 def _in_our_words(error: OmegaConfBaseException, fitted: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> ConfigError:
     key = re.sub(r"\[.*", "", str(error.full_key))
-    while key and key not in leaves:  # below a leaf that is a mapping: reward.arguments.tolerance
+    # What lies below a leaf is within a mapping: reward.arguments.tolerance.
+    while (leaf := leaf_of(key, leaves)) is None and key:
         key = key.rpartition(".")[0]
-    leaf = leaves.get(key)
     if leaf is None:
         return ConfigError(str(error.msg).splitlines()[0], advice=HELP_ADVICE)
     if isinstance(error, MissingMandatoryValue):

@@ -69,7 +69,7 @@ SHARES = (
     "train.final_learning_rate_share",
     "train.warmup_share",
     "rollout.gpu_memory_share",
-    "reward.max_failed_share",
+    "reward.max_failure_fraction",
 )
 
 

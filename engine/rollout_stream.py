@@ -175,7 +175,7 @@ class RolloutStream:
         harvest.failures += summary.failures
         groups = max(harvest.judged, self._rollout.prompts_per_step)
         responses = self._rollout.responses_per_prompt + self._algorithm.needs.greedy
-        allowed = int(self._reward.max_failed_share * groups * responses)
+        allowed = int(self._reward.max_failure_fraction * groups * responses)
         if len(harvest.failures) > allowed:
             raise RewardsFailed(_told(harvest.failures, allowed))
         reason = self._algorithm.keep(summary)
@@ -228,6 +228,6 @@ class RolloutStream:
 def _told(failures: Sequence[Failure], most: int) -> str:
     kinds = ", ".join(f"{count} x {kind.value}" for kind, count in Counter(f.kind for f in failures).items())
     return (
-        f"{len(failures)} responses of one step could not be judged ({kinds}); reward.max_failed_share allows {most}. "
-        f"The first reason:\n{failures[0].reason}"
+        f"{len(failures)} responses of one step could not be judged ({kinds}); reward.max_failure_fraction allows "
+        f"{most}. The first reason:\n{failures[0].reason}"
     )

@@ -21,6 +21,8 @@ from engine.config_error import ConfigError
 HELP_COMMAND = "python -m engine.main --help"
 MISSING = "???"
 """What a YAML file writes where a person must."""
+ANY_NAME = "<name>"
+"""In a key: a name of the person's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,12 @@ def enum_of(hint: Any) -> type[Enum] | None:
     return None
 
 
+def section_of(hint: Any) -> type | None:
+    """The dataclass of each section in a mapping from names of the person's own to sections."""
+    each = get_args(hint)[1] if get_origin(hint) is dict else None
+    return each if dataclasses.is_dataclass(each) else None
+
+
 def leaves_of(schema: type, opened: Mapping[str, type], prefix: str = "", made: object = None) -> dict[str, Leaf]:
     """Every key below `schema`; `opened` gives the dataclass of each open section.
 
@@ -96,9 +104,21 @@ def leaves_of(schema: type, opened: Mapping[str, type], prefix: str = "", made: 
         default = _default_of(field) if made is None else getattr(made, field.name)
         if dataclasses.is_dataclass(hint):
             leaves |= leaves_of(hint, {}, prefix=f"{key}.", made=default if isinstance(default, hint) else None)
+        elif (each := section_of(hint)) is not None:
+            leaves |= leaves_of(each, {}, prefix=f"{key}.{ANY_NAME}.")
         else:
             leaves[key] = Leaf(key=key, owner=schema, hint=hint, default=default)
     return leaves
+
+
+def leaf_of(key: str, leaves: Mapping[str, Leaf]) -> Leaf | None:
+    """The leaf of a key, in which a person may have given a name of their own."""
+    parts = key.split(".")
+    for leaf in leaves.values():
+        of_leaf = leaf.key.split(".")
+        if len(of_leaf) == len(parts) and all(a in (b, ANY_NAME) for a, b in zip(of_leaf, parts, strict=True)):
+            return leaf
+    return None
 
 
 def _default_of(field: dataclasses.Field[Any]) -> object:
@@ -156,17 +176,29 @@ def fit(
         if value == MISSING:
             # OmegaConf would take the dataclass's default, which is not what this file's author meant.
             raise ConfigError(f"{key} has no value.", keys=(key,), advice=f"Type {key}=<{leaves[key].kind()}>.")
-        if not dataclasses.is_dataclass(hints[name]):
-            fitted[name] = _enum_name(key, enum_of(hints[name]), _as_list(hints[name], value))
-        elif isinstance(value, Mapping):
-            fitted[name] = fit(value, hints[name], {}, leaves, prefix=f"{key}.")
+        if (each := section_of(hints[name])) is not None:
+            named = _section(key, value, leaves)
+            fitted[name] = {own: _fit_section(f"{key}.{own}", each, part, leaves) for own, part in named.items()}
+        elif dataclasses.is_dataclass(hints[name]):
+            fitted[name] = _fit_section(key, hints[name], value, leaves)
         else:
-            raise ConfigError(
-                f"{key} is a section, and was given the value {as_typed(value)}.",
-                keys=(key,),
-                advice=f"Set its keys: {', '.join(leaf for leaf in leaves if leaf.startswith(f'{key}.'))}.",
-            )
+            fitted[name] = _enum_name(key, enum_of(hints[name]), _as_list(hints[name], value))
     return fitted
+
+
+def _fit_section(key: str, schema: type, value: Any, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    own = leaves | leaves_of(schema, {}, prefix=f"{key}.")  # of a name of the person's own, which nobody knew before
+    return fit(_section(key, value, own), schema, {}, own, prefix=f"{key}.")
+
+
+def _section(key: str, value: Any, leaves: Mapping[str, Leaf]) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise ConfigError(
+        f"{key} is a section, and was given the value {as_typed(value)}.",
+        keys=(key,),
+        advice=f"Set its keys: {', '.join(leaf for leaf in leaves if leaf.startswith(f'{key}.'))}.",
+    )
 
 
 def _as_list(hint: Any, value: Any) -> Any:

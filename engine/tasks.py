@@ -15,8 +15,9 @@ from engine.data.files import FilesData
 from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from engine.fingerprint import fingerprint
+from engine.judging import reward_specs, try_rewards
 from engine.lesson_source import LessonSource, ShuffledLessons, StreamedLessons
-from rewards.load import RewardSource, build_reward, read_reward, try_reward
+from rewards.spec import RewardSpec
 from workers.lessons import Lesson
 from workers.records import Prompt
 
@@ -32,8 +33,8 @@ class OnlineTask:
 
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
-    reward: RewardSource | None
-    """The function; None where a reward model judges alone."""
+    rewards: tuple[RewardSpec, ...]
+    """The functions; none where a reward model judges alone."""
     remarks: tuple[str, ...]
     """What became of rows that were too long, for people."""
     bad: BadRows
@@ -56,7 +57,7 @@ class OfflineTask:
     lessons_from: Callable[[int], LessonSource]
     """The lessons to learn from after so many draws."""
     held_out: tuple[Lesson, ...]
-    reward: None
+    rewards: tuple[()]
     """Nothing is sampled, so nothing is judged."""
     remarks: tuple[str, ...]
     bad: BadRows
@@ -68,21 +69,19 @@ class OfflineTask:
 
 def prepare_online(config: Config) -> OnlineTask:
     """Raises DataError or RewardError, for people."""
-    reward = read_reward(config.reward.function) if config.reward.function else None
-    function = build_reward(reward) if reward else None
+    rewards = reward_specs(config.reward)
     template, room, bad = Template(tokenizer_of(config)), room_of(config), BadRows(tolerance_of(config))
     (train, too_long), (held_out, too_long_held_out) = (
         render_prompts(config.data.questions(split), template, room, bad) for split in (Split.TRAIN, Split.HELD_OUT)
     )
     bad.settle()
     _refuse_empty(train, config)
-    if function:
-        try_reward(function, train[0].answer, train[0].row, config.reward.arguments)
+    try_rewards(rewards, config.reward, train)
     rows = [(prompt.id, prompt.token_ids, prompt.answer) for prompt in train]
     return OnlineTask(
         prompts=train,
         held_out=held_out,
-        reward=reward,
+        rewards=rewards,
         remarks=_remarks(dropped=(*too_long, *too_long_held_out), truncated=(), room=room),
         bad=bad,
         fingerprint=fingerprint(rows),
@@ -112,7 +111,7 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
         first=train[0],
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
-        reward=None,
+        rewards=(),
         remarks=_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config)),
         bad=bad,
         fingerprint=fingerprint(_told(train)),
@@ -135,7 +134,7 @@ def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
         first=StreamedLessons(beginning, make, tolerance).take(1)[0],
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
-        reward=None,
+        rewards=(),
         remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
         bad=found,
         fingerprint=fingerprint((config.data, _told(held_out))),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.score import keeps_nothing
+
 MAX_LENGTH = 300
 """Characters of an answer; a longer one is no number."""
 MAX_EXPONENT = 30
@@ -36,6 +38,7 @@ ninety
 """Words that follow a number and are no unit: with them it is another number, or two."""
 
 
+@keeps_nothing
 def correct(response: str, answer: str, **row: object) -> dict[str, float] | None:
     """`{"correct": 1.0}` if the response's final answer is the number `answer` names; None if `answer` names none.
 

@@ -13,55 +13,21 @@ import linecache
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from rewards.score import Judgement, RewardFunction, judgement_of
+from rewards.score import RewardFunction
+from rewards.spec import RewardSource, RewardSpec
 
 TRACEBACK_FRAMES = 8
 """Of the reward's own code, the innermost."""
 TRACEBACK_CHARACTERS = 4000
+CALLERS = (__file__, str(Path(__file__).with_name("calling.py")))
+"""Frames of these, and those before them, are not the person's own."""
 
 
 class RewardError(ValueError):
     """The reward cannot be used as configured: what is wrong and what to do, for people."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSource:
-    """Where a reward comes from, complete enough to build it anywhere.
-
-    Example:
-        RewardSource(spec="my/reward.py:short", file="/home/me/my/reward.py", text="def short(response, answer): ...",
-                     name="short")
-    """
-
-    spec: str
-    """As the person wrote it in `reward.function`."""
-    file: str
-    """The absolute path of the file; empty when the spec names a module."""
-    text: str
-    """What the file held when the run started; empty when the spec names a module."""
-    name: str
-    """Of the function."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reward:
-    """A reward function with its configured arguments, ready for rows."""
-
-    function: RewardFunction
-    arguments: Mapping[str, object]
-    parameters: frozenset[str] | None
-    """The keywords the function declares; None when it takes any (`**row`)."""
-
-    def judge(self, response: str, answer: str, row: Mapping[str, object]) -> Judgement:
-        """Call the function once. What it raises is not caught here."""
-        keywords = {**row, **self.arguments, "response": response, "answer": answer}
-        if self.parameters is not None:
-            keywords = {name: value for name, value in keywords.items() if name in self.parameters}
-        return judgement_of(self.function(**keywords), name=name_of(self.function))
 
 
 def load_reward(spec: str) -> RewardFunction:
@@ -82,14 +48,14 @@ def read_reward(spec: str) -> RewardSource:
             "for instance rewards.gsm8k:correct"
         )
     if not (place.endswith(".py") or "/" in place):
-        return RewardSource(spec=spec, file="", text="", name=name)
+        return RewardSource(spec=spec, file="", text="", name=name, beside={})
     file = Path(place).expanduser().resolve()
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         wrong = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise RewardError(f"reward.function is {spec!r}: {file}: {wrong}; give an existing Python file") from error
-    return RewardSource(spec=spec, file=str(file), text=text, name=name)
+    return RewardSource(spec=spec, file=str(file), text=text, name=name, beside={})
 
 
 def build_reward(source: RewardSource) -> RewardFunction:
@@ -111,50 +77,13 @@ def build_reward(source: RewardSource) -> RewardFunction:
     return function
 
 
-def bind_reward(function: RewardFunction, arguments: Mapping[str, object]) -> Reward:
-    """The function with the arguments of `reward.arguments`, which it must be able to take."""
-    parameters = _keywords(inspect.signature(function))
-    for name in arguments:
-        if name in ("response", "answer"):
-            raise RewardError(f"reward.arguments has {name!r}, which every row brings itself; remove it")
-        if parameters is not None and name not in parameters:
-            near = _nearest(name, parameters - {"response", "answer"})
-            raise RewardError(
-                f"reward.arguments has {name!r}, but {name_of(function)} takes {_listed(parameters)}{near}; "
-                "rename or remove it"
-            )
-    return Reward(function=function, arguments=dict(arguments), parameters=parameters)
-
-
-def check_columns(arguments: Mapping[str, object], row: Mapping[str, object]) -> None:
+def check_columns(spec: RewardSpec, row: Mapping[str, object]) -> None:
     """A name that both the configuration and the data use would leave in doubt which one the reward gets."""
-    both = sorted(arguments.keys() & row.keys())
+    both = sorted(spec.arguments.keys() & row.keys())
     if both:
         raise RewardError(
-            f"reward.arguments and the data both have {_listed(both)}; rename the argument and the reward's parameter"
+            f"reward.arguments and the data both have {listed(both)}; rename the argument and the reward's parameter"
         )
-
-
-def try_reward(
-    function: RewardFunction, answer: str, row: Mapping[str, object], arguments: Mapping[str, object]
-) -> Judgement:
-    """Call the reward once with an empty response, so that a broken one stops the run before anything expensive starts.
-
-    It runs in this process and without a time limit.
-
-    >>> from rewards.number import exact
-    >>> try_reward(exact, "46", {"a": 12, "b": 34}, {})
-    Score(total=0.0, parts={'exact': 0.0})
-    """
-    check_columns(arguments, row)
-    reward = bind_reward(function, arguments)
-    try:
-        return reward.judge("", answer, row)
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise RewardError(
-            f"{name_of(function)} raised when tried with an empty response, the first prompt's answer {answer!r} "
-            f"and its columns ({_listed(row)}):\n{told(error)}"
-        ) from error
 
 
 def name_of(function: RewardFunction) -> str:
@@ -164,7 +93,7 @@ def name_of(function: RewardFunction) -> str:
 def told(error: BaseException) -> str:
     """The last lines of a traceback, from the user's own code on."""
     frames = list(_frames(error.__traceback__))
-    ours = [index for index, frame in enumerate(frames) if frame.tb_frame.f_code.co_filename == __file__]
+    ours = [index for index, frame in enumerate(frames) if frame.tb_frame.f_code.co_filename in CALLERS]
     theirs = frames[ours[-1] + 1 :] if ours else frames
     theirs = list(itertools.dropwhile(lambda frame: "importlib" in frame.tb_frame.f_code.co_filename, theirs))
     lines = traceback.format_exception(type(error), error, theirs[0] if theirs else None, limit=-TRACEBACK_FRAMES)
@@ -202,7 +131,7 @@ def _missing(module: ModuleType, name: str) -> str:
         wrong = f"{name} is {getattr(module, name)!r}, not a function"
     else:
         wrong = f"there is no {name} in it"
-    return f"{wrong}; its functions are {_listed(functions)}{_nearest(name, functions)}"
+    return f"{wrong}; its functions are {listed(functions)}{nearest(name, functions)}"
 
 
 def _check_signature(function: RewardFunction, spec: str) -> None:
@@ -210,29 +139,29 @@ def _check_signature(function: RewardFunction, spec: str) -> None:
     if inspect.iscoroutinefunction(function):
         raise RewardError(f"reward.function is {spec!r}: it is an async function; {example}")
     try:
-        parameters = _keywords(inspect.signature(function))
+        parameters = keywords(inspect.signature(function))
     except ValueError as error:
         raise RewardError(f"reward.function is {spec!r}: its parameters cannot be read; {example}") from error
     lacking = {"response", "answer"} - (parameters if parameters is not None else {"response", "answer"})
     if lacking:
         raise RewardError(
             f"reward.function is {spec!r}: it is {name_of(function)}{inspect.signature(function)} and takes no keyword "
-            f"{_listed(lacking)}; {example}"
+            f"{listed(lacking)}; {example}"
         )
 
 
-def _keywords(signature: inspect.Signature) -> frozenset[str] | None:
-    """The names a function takes as keywords; None if it takes any."""
+def keywords(signature: inspect.Signature) -> frozenset[str] | None:
+    """The names that a function takes as keywords; None if it takes any."""
     parameters = signature.parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
-def _nearest(name: str, names: set[str] | frozenset[str]) -> str:
+def nearest(name: str, names: set[str] | frozenset[str]) -> str:
     near = difflib.get_close_matches(name, sorted(names), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rewards.score import keeps_nothing
 
+
+@keeps_nothing
 def exact(response: str, answer: str, **row: object) -> float:
     """1 if the response, without the white space around it, is the answer; else 0.
 

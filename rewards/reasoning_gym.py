@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rewards.score import keeps_nothing
+
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
 
@@ -22,6 +24,7 @@ class UnknownTask(ValueError):
     """The library has no such task, or the task has no such setting: for people."""
 
 
+@keeps_nothing
 def score(response: str, answer: str, task: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> float:
     """From 0 to 1, by the task's own `score_answer`: partly right answers get a part.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 
 class FailureKind(Enum):
@@ -21,6 +22,12 @@ class FailureKind(Enum):
     """The reward did not answer in time; its process was killed."""
     CRASH = "crash"
     """The process that ran the reward died."""
+    MISSHAPED = "misshaped"
+    """The reward returned something that is no score, or not one for each response."""
+    UNREADABLE = "unreadable"
+    """A judge model's reply holds no verdict."""
+    UNAVAILABLE = "unavailable"
+    """A service that the reward asks did not answer, however often it was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +59,46 @@ class Failure:
 
 Judgement = Score | Failure
 
+
+class CannotJudge(Exception):
+    """What a reward raises to say why it has no score, in place of a traceback."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(reason)
+        self.failure = Failure(kind=kind, reason=reason)
+
+
 RewardFunction = Callable[..., float | Mapping[str, float] | None]
 """`def correct(response: str, answer: str, **row)`, called with keywords; `judgement_of` reads what it returns."""
+
+KEEPS_NOTHING = "keeps_nothing"
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def keeps_nothing(function: Function) -> Function:
+    """Declares that no call of `function` leaves anything for the next: all are made in one process, which is faster.
+
+    A function that leaves nothing behind changes no global, no argument, and not the process it runs in.
+    """
+    setattr(function, KEEPS_NOTHING, True)
+    return function
+
+
+ANSWER_CHECK = "answer_check"
+
+
+def answers_checked_by(check: Callable[[str], str | None]) -> Callable[[Function], Function]:
+    """Declares how `function`'s reference answers are checked before a run: `check` says what is wrong with one.
+
+    Rows whose answer no response could match are named as bad rows rather than judged as failures.
+    """
+
+    def declare(function: Function) -> Function:
+        setattr(function, ANSWER_CHECK, check)
+        return function
+
+    return declare
 
 
 def judgement_of(value: float | Mapping[str, float] | None, *, name: str) -> Judgement:

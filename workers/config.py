@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
+
+from rewards.spec import Convention, Isolation
 
 
 class Device(Enum):
@@ -238,24 +241,57 @@ class RolloutConfig:
 
 
 @dataclass
+class FunctionConfig:
+    """A reward function among several."""
+
+    function: str = ""
+    """`path/to/file.py:name` or `package.module:name`."""
+    convention: Convention = Convention.AUTO
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments handed to the function with each row."""
+    weight: float = 1.0
+    """Of its score in the sum; 0 only shows what it says."""
+    data_sources: list[str] = field(default_factory=list)
+    """Rows that it judges, by what their column `data_source` says; empty: every row."""
+    abstains: bool = False
+    """Whether None means that it has no say about a response, which the others judge; otherwise the response counts as
+    unjudged."""
+    isolation: Isolation = Isolation.AUTO
+
+
+@dataclass
 class RewardConfig:
     """How responses are judged."""
 
     function: str = ""
-    """`path/to/file.py:name` or `package.module:name`."""
-    arguments: dict[str, float] = field(default_factory=dict)
+    """`path/to/file.py:name` or `package.module:name`, native or written for another system."""
+    convention: Convention = Convention.AUTO
+    """How the function is called: native (response, answer, **row), batch (responses, answers, ...), or as trl, verl,
+    verl_batch, easyr1 or openrlhf do it; auto sees it from the function's parameters."""
+    arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments handed to the function with each row."""
+    isolation: Isolation = Isolation.AUTO
+    """sample: every call in a process of its own, forked from one that has imported the file, so that nothing of it
+    reaches the next; worker: one process for all calls, for a function that keeps a model or a connection. auto is
+    sample, except for functions that say of themselves that they keep nothing."""
+    functions: dict[str, FunctionConfig] = field(default_factory=dict)
+    """Further functions by a name of your own: the reward is the weighted sum of all that a row asks for."""
     model: str = ""
     """A reward model, beside the function or (reward.function= empty) instead of it: a Hugging Face folder or hub id of
     a sequence classifier with one label, as a run of algo=rm exports it. Empty: none."""
     model_weight: float = 1.0
     function_weight: float = 1.0
-    """With a reward model: the reward is their weighted sum. 0 only shows what the function says."""
+    """With a reward model or further functions: the reward is their weighted sum. 0 only shows what the function
+    says."""
     workers: int = 1
-    """Reward processes, each with a reward model of its own."""
+    """Reward workers, spread over the nodes, each with a reward model of its own."""
+    processes: int = 2
+    """Of each worker: responses that are judged side by side."""
     timeout_s: float = 10.0
     """For one response; then the process that runs the reward is killed and the response is left out."""
-    max_failed_share: float = 0.05
+    memory_gib: float = 4.0
+    """That a process may take to judge; what needs more is a failure. 0: no limit."""
+    max_failure_fraction: float = 0.05
     """The run stops when more than this share of a step's responses could not be judged."""
 
 

@@ -138,5 +138,5 @@ class HFEngine:
     def wake(self) -> None:
         self._model.to(self._device)
 
-    def decode(self, completion: Completion) -> str:
-        return self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int] | np.ndarray, *, show_special: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=not show_special)

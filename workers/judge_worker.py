@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from rewards.load import RewardSource
-from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.mix import Voice, mixed
+from rewards.score import judgement_of
+from rewards.spec import RewardSpec
 from workers.batches import cut
 from workers.config import Device, ModelConfig, RewardConfig
 from workers.model import DTYPES, UnsupportedModel
-from workers.records import GeneratedGroup, Group, GroupSummary, Rollout, ScoredRollout
-from workers.reward_worker import RewardWorker
+from workers.records import GeneratedGroup, Group, GroupSummary, Rollout
+from workers.reward_worker import RewardWorker, responses_of, scored_group
 from workers.tokenizer import load_tokenizer
 
 PART = "reward_model"
@@ -44,48 +45,30 @@ class JudgeSetup:
 class JudgeWorker:
     """A frozen sequence classifier with one label, and perhaps a function, whose weighted scores make the reward."""
 
-    def __init__(self, source: RewardSource | None, setup: JudgeSetup) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], setup: JudgeSetup) -> None:
         reward = setup.reward
         self._reward, self._tokens_per_micro_batch = reward, setup.tokens_per_micro_batch
         self._device = torch.device("cuda", 0) if setup.device is Device.CUDA else torch.device("cpu")
         self._model = load_reward_model(setup.model).to(self._device)
         self._tokenizer = load_tokenizer(setup.model.path)
         self._reads_tokens = _write_alike(self._tokenizer, load_tokenizer(setup.policy))
-        self._function = RewardWorker(source, reward.arguments, reward.timeout_s) if source else None
+        self._functions = RewardWorker(specs, reward) if specs else None
 
     def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
         """The siblings of one draw, judged, and what the driver needs to know of them."""
         started = time.perf_counter()
-        rollouts = (*generated.rollouts, *((generated.greedy,) if generated.greedy else ()))
-        said: Sequence[Judgement | None] = [None] * len(rollouts)
-        if self._function:
-            group, _ = self._function.score(generated)
-            said = [own.judgement for own in (*group.rollouts, *((group.greedy,) if group.greedy else ()))]
-        scored = [
-            ScoredRollout(rollout=rollout, judgement=self._together(own, score))
-            for rollout, own, score in zip(rollouts, said, self._scores(rollouts), strict=True)
+        rollouts = responses_of(generated)
+        voices = self._functions.voices(generated) if self._functions else [[] for _ in rollouts]
+        judgements = [
+            mixed([self._voice(score), *own]) for score, own in zip(self._scores(rollouts), voices, strict=True)
         ]
-        siblings = len(generated.rollouts)
-        group = Group(
-            prompt=rollouts[0].prompt,
-            draw=rollouts[0].draw,
-            rollouts=tuple(scored[:siblings]),
-            greedy=scored[siblings] if generated.greedy else None,
-        )
+        group = scored_group(generated, judgements)
         return group, group.summary(judging_s=time.perf_counter() - started)
 
-    def _together(self, function_said: Judgement | None, score: float) -> Judgement:
-        """Both, weighed; a failure of one that has no weight is not held against the response."""
-        reward = self._reward
-        if not math.isfinite(score):
-            return Failure(kind=FailureKind.NOT_FINITE, reason=f"the reward model gave {score}")
-        parts, total = {PART: score}, reward.model_weight * score
-        if isinstance(function_said, Score):
-            parts |= function_said.parts
-            total += reward.function_weight * function_said.total
-        elif function_said is not None and reward.function_weight:
-            return function_said
-        return Score(total=total, parts=parts)
+    def _voice(self, score: float) -> Voice:
+        """What the reward model says of a response."""
+        said = judgement_of(score, name=PART)
+        return Voice(name=PART, weight=self._reward.model_weight, abstains=False, said=said)
 
     @torch.inference_mode()
     def _scores(self, rollouts: Sequence[Rollout]) -> list[float]:
@@ -121,9 +104,9 @@ class JudgeWorker:
         return self._model.score(last_BH).squeeze(-1).float()
 
     def close(self) -> None:
-        """Kill the function's process."""
-        if self._function:
-            self._function.close()
+        """Kill the functions' processes."""
+        if self._functions:
+            self._functions.close()
 
 
 def load_reward_model(config: ModelConfig) -> PreTrainedModel:

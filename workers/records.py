@@ -59,7 +59,8 @@ class Prompt:
 
     Example:
         Prompt(id="arithmetic-1234", messages=(Message(role="user", content="12+34="),),
-               token_ids=(3, 7, 8, 79, 9, 10, 87, 1, 4), answer="46", row={"a": 12, "b": 34})
+               token_ids=(3, 7, 8, 79, 9, 10, 87, 1, 4), answer="46", row={"a": 12, "b": 34},
+               from_text=True)
     """
 
     id: str
@@ -69,6 +70,8 @@ class Prompt:
     answer: str
     row: Mapping[str, object]
     """The other columns of the data row, handed to the reward as keyword arguments."""
+    from_text: bool
+    """Whether the data row asks in a text rather than in messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,8 @@ class GeneratedGroup:
     rollouts: tuple[Rollout, ...]
     greedy: Rollout | None
     """The response without chance, where the request asked for one."""
+    prompt_text: str
+    """The prompt as the policy read it, special tokens shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

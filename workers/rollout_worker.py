@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Never, Protocol, TypeVar
 
+import numpy as np
+
 from workers.records import (
     Completion,
     GeneratedGroup,
@@ -55,8 +57,8 @@ class RolloutEngine(Protocol):
     def wake(self) -> None:
         """Take the memory again. Weights must be loaded before the next request."""
 
-    def decode(self, completion: Completion) -> str:
-        """The text of a response, special tokens left out."""
+    def decode(self, token_ids: Sequence[int] | np.ndarray, *, show_special: bool) -> str:
+        """The text of tokens, special ones left out or shown."""
 
 
 @dataclass(slots=True)
@@ -175,7 +177,7 @@ class RolloutWorker:
             prompt=request.prompt,
             draw=request.draw,
             sample=sample,
-            text=engine.decode(completion),
+            text=engine.decode(completion.token_ids, show_special=False),
             token_ids=completion.token_ids,
             logprobs=completion.logprobs,
             spans=completion.spans,
@@ -185,7 +187,8 @@ class RolloutWorker:
         if len(group.rollouts) == _responses(request):
             siblings = tuple(group.rollouts[sample] for sample in range(request.num_samples))
             greedy = group.rollouts.get(request.num_samples)
-            group.future.set_result(GeneratedGroup(rollouts=siblings, greedy=greedy))
+            prompt_text = engine.decode(request.prompt.token_ids, show_special=True)
+            group.future.set_result(GeneratedGroup(rollouts=siblings, greedy=greedy, prompt_text=prompt_text))
 
     def _fail_all(self, error: Exception) -> None:
         for group, _ in self._pending.values():

@@ -15,15 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rewards.load import RewardError, RewardSource
+from rewards.item import Item
+from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, judgement_of
-from workers.scoring_child import HEADER, MAX_ANSWER_BYTES, Start, encode_item
-
-Item = tuple[str, str, Mapping[str, object]]
-"""Response, answer, and the other columns of the data row."""
+from rewards.spec import RewardSpec
+from workers.scoring_child import HEADER, MAX_ANSWER_BYTES, Limits, Start, encode_item
 
 START_LIMIT_S = 120.0
 """For the reward to be imported, and for a batch to be taken in: not part of any response's time."""
@@ -35,26 +34,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class RewardProcess:
-    """A reward behind a process boundary. One caller at a time.
+    """The functions that judge a run, behind a process boundary. One caller at a time.
 
     Start and use it on a thread that lives as long as it does: the kernel ties the child's life to that thread.
     """
 
-    def __init__(self, source: RewardSource, arguments: Mapping[str, object], timeout_s: float) -> None:
-        self._source = source
-        self._arguments = dict(arguments)
-        self._timeout_s = timeout_s
+    def __init__(self, specs: Sequence[RewardSpec], limits: Limits) -> None:
+        self._specs = tuple(specs)
+        self._limits = limits
         self._deaths_in_a_row = 0
         self._closed = False
         self._child: _Child | None = _Child(self._start())
 
-    def judge(self, items: Sequence[Item]) -> tuple[Judgement, ...]:
-        """One judgement an item, in order. Each item has `timeout_s` from when the reward starts on it."""
-        requests = tuple(encode_item(*item) for item in items)
+    def judge(self, function: int, items: Sequence[Item]) -> tuple[Judgement, ...]:
+        """One judgement an item, in order, by one of the functions. Each item has `timeout_s` from when it is begun."""
+        requests = tuple(encode_item(item) for item in items)
         judgements: list[Judgement] = []
         try:
             while len(judgements) < len(requests):
-                self._judge_until_death(requests[len(judgements) :], judgements)
+                self._judge_until_death(function, requests[len(judgements) :], judgements)
         except BaseException:  # an interrupted batch must not answer for the next one
             self._bury()
             raise
@@ -65,23 +63,23 @@ class RewardProcess:
         self._closed = True
         self._bury()
 
-    def _judge_until_death(self, requests: tuple[bytes, ...], judgements: list[Judgement]) -> None:
+    def _judge_until_death(self, function: int, requests: tuple[bytes, ...], judgements: list[Judgement]) -> None:
         """Append the judgements of `requests`; when the process dies, a failure for the item it was on is the last."""
-        started = False
+        started, spec = False, self._specs[function]
         try:
             child = self._living_child()
-            child.send(pickle.dumps(requests))
+            child.send(pickle.dumps((function, requests)))
             child.expect("started", START_LIMIT_S)
             started = True
             for _ in requests:
-                judgements.append(child.judgement(self._timeout_s, self._source.name))
+                judgements.append(child.judgement(self._limits.timeout_s, spec.source.name))
                 self._deaths_in_a_row = 0
         except _ChildGone as gone:
             self._bury()
             self._deaths_in_a_row += 1
             if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW:
                 raise RuntimeError(
-                    f"reward {self._source.spec}: its process died {self._deaths_in_a_row} times in a row without "
+                    f"reward {spec.source.spec}: its process died {self._deaths_in_a_row} times in a row without "
                     f"judging one response; the last time: {gone.failure.reason}. "
                     "Try the reward on a few responses by hand, or raise reward.timeout_s"
                 ) from gone
@@ -90,7 +88,7 @@ class RewardProcess:
 
     def _living_child(self) -> _Child:
         if self._closed:
-            raise ValueError(f"the process of reward {self._source.spec} is closed")
+            raise ValueError(f"the process of {told_specs(self._specs)} is closed")
         if self._child is not None and self._child.is_dead():
             self._bury()
         if self._child is None:
@@ -99,12 +97,17 @@ class RewardProcess:
 
     def _start(self) -> Start:
         import_path = tuple(os.path.abspath(entry) for entry in sys.path)
-        return Start(source=self._source, arguments=self._arguments, import_path=import_path)
+        return Start(specs=self._specs, limits=self._limits, import_path=import_path)
 
     def _bury(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
+
+
+def told_specs(specs: Sequence[RewardSpec]) -> str:
+    """For people."""
+    return f"reward {', '.join(spec.source.spec for spec in specs)}"
 
 
 class _ChildGone(Exception):
@@ -138,7 +141,7 @@ class _Child:
             self.send(pickle.dumps(start))
             self.expect("ready", START_LIMIT_S)
         except _ChildGone as gone:
-            raise RewardError(f"reward {start.source.spec}: importing it failed: {gone.failure.reason}") from gone
+            raise RewardError(f"{told_specs(start.specs)}: importing it failed: {gone.failure.reason}") from gone
         except BaseException:
             self.kill()
             raise

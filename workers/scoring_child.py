@@ -19,8 +19,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rewards.load import Reward, RewardError, RewardSource, bind_reward, build_reward, told
-from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.calling import BoundReward
+from rewards.item import Item
+from rewards.load import RewardError, told
+from rewards.score import CannotJudge, Failure, FailureKind, Judgement, Score
+from rewards.spec import RewardSpec
 
 HEADER = struct.Struct("!Q")
 """The length of the message that follows."""
@@ -29,18 +32,27 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What judging one response may take."""
+
+    timeout_s: float
+    memory_gib: float
+    """0: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """What the child needs before the first batch."""
 
-    source: RewardSource
-    arguments: Mapping[str, object]
+    specs: tuple[RewardSpec, ...]
+    limits: Limits
     import_path: tuple[str, ...]
     """Where the parent finds modules, so that the reward finds the same ones."""
 
 
-def encode_item(response: str, answer: str, row: Mapping[str, object]) -> bytes:
+def encode_item(item: Item) -> bytes:
     """Each response is pickled by itself, so that a reward that changes its row changes it for nobody else."""
-    return pickle.dumps((response, answer, dict(row)))
+    return pickle.dumps(item)
 
 
 def encode_judgement(judgement: Judgement) -> dict[str, object]:
@@ -59,26 +71,28 @@ def main() -> None:
     start: Start = pickle.loads(_read(requests))
     sys.path.extend(entry for entry in start.import_path if entry not in sys.path)
     try:
-        reward = bind_reward(build_reward(start.source), start.arguments)
+        rewards = [BoundReward(spec) for spec in start.specs]
     except RewardError as error:
         _write(answers, {"say": "refused", "reason": str(error)})
         return
     _write(answers, {"say": "ready"})
     this_process = os.getpid()
     while batch := _read(requests):
-        items = pickle.loads(batch)
+        function, items = pickle.loads(batch)
         _write(answers, {"say": "started"})
         for item in items:
-            judgement = _judge(reward, item)
+            judgement = _judge(rewards[function], item)
             if os.getpid() != this_process:
                 os._exit(0)  # a copy that the reward forked and let return: the original answers
             _write(answers, encode_judgement(judgement))
 
 
-def _judge(reward: Reward, item: bytes) -> Judgement:
+def _judge(reward: BoundReward, item: bytes) -> Judgement:
     try:
-        response, answer, row = pickle.loads(item)
-        return reward.judge(response, answer, row)
+        [judgement] = reward.judge([pickle.loads(item)])
+        return judgement
+    except CannotJudge as reason:
+        return reason.failure
     except BaseException as error:  # the user's own code: even SystemExit says something about this response alone
         return Failure(kind=FailureKind.EXCEPTION, reason=told(error))
 

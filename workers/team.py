@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 
-from rewards.load import RewardSource
+from rewards.spec import RewardSpec
 from workers.adapters import served_rank
 from workers.config import Device, TeamConfig, TuningConfig
 from workers.critic_worker import CriticWorker
@@ -99,11 +99,11 @@ class Workers:
 
 
 @contextmanager
-def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: Announce) -> Iterator[Workers]:
+def start_workers(team: TeamConfig, rewards: Sequence[RewardSpec], *, announce: Announce) -> Iterator[Workers]:
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
-    what has been started, in words. `reward` is None for a run that judges nothing, or by a reward model alone.
+    what has been started, in words. `rewards` is empty for a run that judges nothing, or by a reward model alone.
     """
     places = places_for(team)
     announce("starting Ray")
@@ -119,7 +119,7 @@ def start_workers(team: TeamConfig, reward: RewardSource | None, *, announce: An
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        workers = _make_workers(team, reward, hosting, meeting)
+        workers = _make_workers(team, rewards, hosting, meeting)
         groups = [workers.policy, workers.critic, workers.rollout, workers.reference, workers.reward]
         _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
@@ -149,7 +149,7 @@ def critic_setup(team: TeamConfig) -> TrainerSetup:
     )
 
 
-def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hosting, meeting: MeetingPoint) -> Workers:
+def _make_workers(team: TeamConfig, rewards: Sequence[RewardSpec], hosting: Hosting, meeting: MeetingPoint) -> Workers:
     policy, critic = policy_setup(team), critic_setup(team)
 
     def ranks(role: str) -> list[RankInfo]:
@@ -197,7 +197,7 @@ def _make_workers(team: TeamConfig, reward: RewardSource | None, hosting: Hostin
             JudgeWorker if team.reward.model else RewardWorker,
             hosting,
             role="reward",
-            arguments=[_of_judge(team, reward)] * judges,
+            arguments=[_of_judge(team, rewards)] * judges,
         ),
         shares_devices=team.shares_devices,
     )
@@ -208,12 +208,12 @@ def _of_critic(team: TeamConfig) -> TuningConfig:
     return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
 
 
-def _of_judge(team: TeamConfig, source: RewardSource | None) -> tuple[object, ...]:
+def _of_judge(team: TeamConfig, rewards: Sequence[RewardSpec]) -> tuple[object, ...]:
     """What a reward worker is constructed from."""
     if not team.reward.model:
-        return source, team.reward.arguments, team.reward.timeout_s
+        return rewards, team.reward
     budget = team.train.tokens_per_micro_batch
-    return source, judge_setup(team.model, team.reward, team.cluster.device, tokens_per_micro_batch=budget)
+    return rewards, judge_setup(team.model, team.reward, team.cluster.device, tokens_per_micro_batch=budget)
 
 
 def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:

@@ -145,8 +145,8 @@ class VLLMEngine:
     def wake(self) -> None:
         self._engine.wake_up()
 
-    def decode(self, completion: Completion) -> str:
-        return self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int] | np.ndarray, *, show_special: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=not show_special)
 
 
 def _completion(output: object) -> Completion:

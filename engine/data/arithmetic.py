@@ -52,7 +52,7 @@ class ArithmeticData(Sums):
 
     def questions(self, split: Split) -> Sequence[Question]:
         return [
-            Question(id=_id(a, b), messages=(_ask(a, b),), answer=str(a + b), row={"a": a, "b": b})
+            Question(id=_id(a, b), messages=(_ask(a, b),), answer=str(a + b), row={"a": a, "b": b}, from_text=True)
             for a, b in self.pairs(split)
         ]
 

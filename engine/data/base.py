@@ -87,7 +87,7 @@ class Question:
 
     Example:
         Question(id="arithmetic-12-34", messages=(Message(role="user", content="12+34="),), answer="46",
-                 row={"a": 12, "b": 34})
+                 row={"a": 12, "b": 34}, from_text=True)
     """
 
     id: str
@@ -95,6 +95,8 @@ class Question:
     answer: str
     row: Mapping[str, object]
     """The other columns of the data row, handed to the reward as keyword arguments."""
+    from_text: bool
+    """Whether the row asks in a text rather than in messages: foreign rewards are handed what the row has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,7 @@ class Gsm8kData:
             messages=(*system(self.system_prompt), *examples, self._ask(row)),
             answer=answer,
             row=row.others(self.question_column, self.answer_column) | {"solution": solution},
+            from_text=True,
         )
 
     def _conversation(self, row: FileRow) -> Conversation:

@@ -66,4 +66,5 @@ class ReasoningGymData:
             messages=(*system(self.system_prompt), ask(text)),
             answer=str(entry["answer"]),
             row={"task": self.task, "settings": self.settings, "entry": entry},
+            from_text=True,
         )

@@ -57,7 +57,8 @@ class RecordMaker:
         # A reward of verl's reads reward_model itself, too.
         used = [columns.prompt, columns.query, columns.system]
         used += [columns.answer] if not isinstance(row.values[columns.answer], dict) else []
-        return Question(id=self._id(row), messages=messages, answer=answer, row=row.others(*used))
+        from_text = isinstance(row.values[columns.prompt], str)
+        return Question(id=self._id(row), messages=messages, answer=answer, row=row.others(*used), from_text=from_text)
 
     def _document(self, row: FileRow) -> Document:
         # No bound on the length: a text is cut to the context's size, and a book is one.

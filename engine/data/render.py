@@ -57,7 +57,12 @@ def _prompt(question: Question, template: Template, room: Room) -> Prompt:
     if len(token_ids) > room.tokens:
         _refuse_unless_allowed(question.id, "prompt", len(token_ids), room)
     return Prompt(
-        id=question.id, messages=question.messages, token_ids=token_ids, answer=question.answer, row=question.row
+        id=question.id,
+        messages=question.messages,
+        token_ids=token_ids,
+        answer=question.answer,
+        row=question.row,
+        from_text=question.from_text,
     )
 
 

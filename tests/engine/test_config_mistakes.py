@@ -249,7 +249,7 @@ class _Closed:
         (["run.seed=-1"], "run.seed is -1", "0 or more"),
         (["train.learning_rate=nan"], "train.learning_rate is nan", "0 or more"),
         (["train.learning_rate=inf"], "train.learning_rate is inf", "0 or more"),
-        (["reward.max_failed_share=1.5"], "a share is at most 1", "0 to 1"),
+        (["reward.max_failure_fraction=1.5"], "a share is at most 1", "0 to 1"),
         (["train.betas=[0.9,1.0]"], "train.betas is (0.9, 1.0)", "[0, 1)"),
     ],
 )

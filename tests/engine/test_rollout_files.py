@@ -34,7 +34,9 @@ def scored(prompt: Prompt, *, draw: int, sample: int, spans: tuple[Span, ...], j
 
 def prompt(number: int, *tokens: int) -> Prompt:
     messages = (Message(role="system", content="add"), Message(role="user", content=f"{number}+1="))
-    return Prompt(id=f"p{number}", messages=messages, token_ids=tokens, answer=str(number + 1), row={"a": number})
+    return Prompt(
+        id=f"p{number}", messages=messages, token_ids=tokens, answer=str(number + 1), row={"a": number}, from_text=True
+    )
 
 
 def own(end: int, version: int) -> Span:

@@ -21,7 +21,7 @@ from rewards.score import Failure, FailureKind
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt
 
-PROMPTS = tuple(Prompt(id=f"p{n}", messages=(), token_ids=(n,), answer="", row={}) for n in range(10))
+PROMPTS = tuple(Prompt(id=f"p{n}", messages=(), token_ids=(n,), answer="", row={}, from_text=True) for n in range(10))
 FAILURE = Failure(kind=FailureKind.TIMEOUT, reason="no answer within 10 s")
 Judge = Callable[[GroupRequest], tuple[Failure, ...]]
 UNIFORM = {"all_right": (1.0, 1.0), "all_wrong": (0.0, 0.0), "unjudged": (np.nan, 1.0)}
@@ -114,7 +114,7 @@ def stream(
     samples: int = 2,
     staleness: int = 0,
     algorithm: GRPO | None = None,
-    max_failed_share: float = 0.0,
+    max_failure_fraction: float = 0.0,
     seed: int = 1,
     next_draw: int = 0,
     first_version: int = 0,
@@ -126,7 +126,7 @@ def stream(
         PROMPTS,
         workers,
         rollout=rollout,
-        reward=RewardConfig(max_failed_share=max_failed_share),
+        reward=RewardConfig(max_failure_fraction=max_failure_fraction),
         algorithm=algorithm or GRPO(),
         seed=seed,
         next_draw=next_draw,
@@ -251,7 +251,7 @@ def test_a_resumed_stream_goes_on_where_the_first_one_stood() -> None:
 
 def test_failures_up_to_the_allowed_share_pass() -> None:
     workers = FakeWorkers(lambda request: (FAILURE,) if request.draw in (1, 3) else ())
-    taken = stream(workers, max_failed_share=0.25).take(version=0)  # 2 of 4 x 2
+    taken = stream(workers, max_failure_fraction=0.25).take(version=0)  # 2 of 4 x 2
     assert draws_of(taken) == [0, 1, 2, 3]
     assert sum(len(group.summary.failures) for group in taken.groups) == 2
 
@@ -261,7 +261,7 @@ def test_one_failure_more_stops_the_run_and_says_how_many_of_what_and_why() -> N
     failures = {0: (FAILURE,), 1: (crash, crash)}
     workers = FakeWorkers(lambda request: failures.get(request.draw, ()))
     with pytest.raises(RewardsFailed) as caught:
-        stream(workers, max_failed_share=0.25).take(version=0)
+        stream(workers, max_failure_fraction=0.25).take(version=0)
     message = str(caught.value)
     for words in ("3 responses", "1 x timeout", "2 x crash", "allows 2", "no answer within 10 s"):
         assert words in message
@@ -271,11 +271,11 @@ def test_one_failure_more_stops_the_run_and_says_how_many_of_what_and_why() -> N
 def test_failures_in_dropped_groups_count_too() -> None:
     workers = FakeWorkers(lambda request: (FAILURE,))
     with pytest.raises(RewardsFailed):
-        stream(workers, algorithm=drop(*range(100)), max_failed_share=0.25).take(version=0)
+        stream(workers, algorithm=drop(*range(100)), max_failure_fraction=0.25).take(version=0)
 
 
 def test_failures_of_one_step_are_forgotten_in_the_next() -> None:
-    own = stream(FakeWorkers(lambda request: (FAILURE,) if request.draw % 4 < 2 else ()), max_failed_share=0.25)
+    own = stream(FakeWorkers(lambda request: (FAILURE,) if request.draw % 4 < 2 else ()), max_failure_fraction=0.25)
     for step in range(5):
         assert len(own.take(version=step).groups) == 4
 
@@ -285,18 +285,18 @@ def test_the_allowed_share_is_of_all_that_was_judged_for_the_step() -> None:
     uniform = dict.fromkeys(range(4), (0.0, 0.0))
     workers = FakeWorkers(lambda request: (FAILURE,) if request.draw in (3, 4, 5, 6, 7) else (), scores=uniform)
     with pytest.raises(RewardsFailed, match=r"3 responses.*allows 2"):
-        stream(workers, algorithm=dynamic(), max_failed_share=0.2).take(version=0)
+        stream(workers, algorithm=dynamic(), max_failure_fraction=0.2).take(version=0)
     passing = FakeWorkers(lambda request: (FAILURE,) * (request.draw in (3, 4, 5)), scores=uniform)
-    taken = stream(passing, algorithm=dynamic(), max_failed_share=0.25).take(version=0)
+    taken = stream(passing, algorithm=dynamic(), max_failure_fraction=0.25).take(version=0)
     assert taken.drawn == 10 and taken.dropped == Counter(all_wrong=3, unjudged=3)
 
 
 def test_a_greedy_response_counts_as_one_that_was_judged() -> None:
     """Of 4 x (2 + 1) responses a quarter is 3, of 4 x 2 it is 2."""
     failures = lambda request: (FAILURE,) * (request.draw < 3)  # noqa: E731
-    assert len(stream(FakeWorkers(failures), algorithm=ReMax(), max_failed_share=0.25).take(version=0).groups) == 4
+    assert len(stream(FakeWorkers(failures), algorithm=ReMax(), max_failure_fraction=0.25).take(version=0).groups) == 4
     with pytest.raises(RewardsFailed, match="allows 2"):
-        stream(FakeWorkers(failures), max_failed_share=0.25).take(version=0)
+        stream(FakeWorkers(failures), max_failure_fraction=0.25).take(version=0)
 
 
 # ----------------------------------------------------------------------------- dynamic sampling

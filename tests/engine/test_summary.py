@@ -27,7 +27,7 @@ ORIGIN = Origin(command="python -m engine.main run.steps=2", git="abc1234", conf
 
 def answered(text: str, judgement: Score | Failure) -> ScoredRollout:
     asked = (Message(role="user", content="1+1="),)
-    prompt = Prompt(id="p", messages=asked, token_ids=(1,), answer="2", row={})
+    prompt = Prompt(id="p", messages=asked, token_ids=(1,), answer="2", row={}, from_text=True)
     span = Span(start=0, end=1, sampled=True, version=2)
     tokens = {"token_ids": np.array([1]), "logprobs": np.array([0.0]), "spans": (span,), "stop": Stop.END}
     return ScoredRollout(rollout=Rollout(prompt=prompt, draw=0, sample=0, text=text, **tokens), judgement=judgement)

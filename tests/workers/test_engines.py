@@ -64,7 +64,9 @@ def reloaded(request: pytest.FixtureRequest, publish: Publish):
 
 def prompt(length: int, *, number: int = 0) -> Prompt:
     tokens = np.random.default_rng((length, number)).integers(6, 100, size=length)
-    return Prompt(id=f"{length}-{number}", messages=(), token_ids=tuple(tokens.tolist()), answer="", row={})
+    return Prompt(
+        id=f"{length}-{number}", messages=(), token_ids=tuple(tokens.tolist()), answer="", row={}, from_text=True
+    )
 
 
 def request(length: int = 9, *, draw: int = 0, samples: int = 4, seed: int = 5, sampling: Sampling = SAMPLED):

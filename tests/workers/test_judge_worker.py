@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rewards.load import RewardSource, read_reward
+from engine.judging import reward_specs
 from rewards.score import Failure, FailureKind, Score
 from workers.config import Device, ModelConfig, RewardConfig
 from workers.judge_worker import JudgeWorker, judge_setup
@@ -54,10 +54,9 @@ judges: list[JudgeWorker] = []
 
 
 def judge(policy: str, model: str, *, function: str = "", budget: int = 10**6, **reward: float) -> JudgeWorker:
-    source: RewardSource | None = read_reward(function) if function else None
     config = RewardConfig(function=function, model=model, **reward)
     setup = judge_setup(ModelConfig(path=policy), config, Device.CPU, tokens_per_micro_batch=budget)
-    judges.append(JudgeWorker(source, setup))
+    judges.append(JudgeWorker(reward_specs(config), setup))
     return judges[-1]
 
 
@@ -69,7 +68,7 @@ def rollout(text: str, tokenizer: PreTrainedTokenizerBase, *, sample: int = 0, e
     token_ids = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] * ended
     length = len(token_ids)
     return Rollout(
-        prompt=Prompt(id="one", messages=messages, token_ids=tuple(prompt_ids), answer="46", row={}),
+        prompt=Prompt(id="one", messages=messages, token_ids=tuple(prompt_ids), answer="46", row={}, from_text=True),
         draw=3,
         sample=sample,
         text=text,
@@ -86,6 +85,7 @@ def group_of(
     return GeneratedGroup(
         rollouts=tuple(rollout(text, tokenizer, sample=n) for n, text in enumerate(texts)),
         greedy=None if greedy is None else rollout(greedy, tokenizer),
+        prompt_text="",
     )
 
 
@@ -136,7 +136,7 @@ def test_a_truncated_response_is_read_where_it_was_cut(
     policy: str, reward_model: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     own = rollout("46", tokenizer, ended=False)
-    _, summary = judge(policy, reward_model).score(GeneratedGroup(rollouts=(own,), greedy=None))
+    _, summary = judge(policy, reward_model).score(GeneratedGroup(rollouts=(own,), greedy=None, prompt_text=""))
     plain = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1)
     assert summary.score_G[0] == pytest.approx(plain_score(plain, own), abs=1e-5)
 

@@ -9,20 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rewards.load import RewardError, RewardSource, read_reward
+from engine.judging import reward_specs
+from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Score
+from workers.config import RewardConfig
 from workers.records import GeneratedGroup, GreedyOutcome, Message, Prompt, Rollout, Span, Stop
 from workers.reward_worker import RewardWorker
 
 
 def generated(*texts: str, greedy: str | None = None, row: Mapping[str, object] | None = None) -> GeneratedGroup:
     siblings = rollouts(*texts, *(() if greedy is None else (greedy,)), row=row)
-    return GeneratedGroup(rollouts=siblings[: len(texts)], greedy=None if greedy is None else siblings[-1])
+    return GeneratedGroup(
+        rollouts=siblings[: len(texts)], greedy=None if greedy is None else siblings[-1], prompt_text="12+34="
+    )
 
 
 def rollouts(*texts: str, draw: int = 7, row: Mapping[str, object] | None = None) -> tuple[Rollout, ...]:
     messages = (Message(role="user", content="12+34="),)
-    prompt = Prompt(id="arithmetic-1234", messages=messages, token_ids=(3, 4, 5), answer="46", row=row or {})
+    prompt = Prompt(
+        id="arithmetic-1234", messages=messages, token_ids=(3, 4, 5), answer="46", row=row or {}, from_text=True
+    )
     return tuple(
         Rollout(
             prompt=prompt,
@@ -38,14 +44,19 @@ def rollouts(*texts: str, draw: int = 7, row: Mapping[str, object] | None = None
     )
 
 
-def written(folder: Path, text: str) -> RewardSource:
+def written(folder: Path, text: str) -> str:
     file = folder / "mine.py"
     file.write_text(text, encoding="utf-8")
-    return read_reward(f"{file}:f")
+    return f"{file}:f"
+
+
+def worker_of(function: str, *, timeout_s: float = 5.0, **arguments: object) -> RewardWorker:
+    config = RewardConfig(function=function, arguments=arguments, timeout_s=timeout_s)
+    return RewardWorker(reward_specs(config), config)
 
 
 def test_a_group_is_scored_and_summed_up() -> None:
-    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)) as worker:
+    with contextlib.closing(worker_of("rewards.number:exact")) as worker:
         made = generated("46", "45", "46 ")
         group, summary = worker.score(made)
     assert group.draw == summary.draw == 7 and group.prompt is made.rollouts[0].prompt
@@ -58,7 +69,7 @@ def test_a_group_is_scored_and_summed_up() -> None:
 
 def test_a_hung_sibling_is_left_out_of_the_summary_and_is_no_zero(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    while response == 'hang': pass\n    return 1\n")
-    with contextlib.closing(RewardWorker(source, {}, 0.3)) as worker:
+    with contextlib.closing(worker_of(source, timeout_s=0.3)) as worker:
         group, summary = worker.score(generated("46", "hang", "45"))
     np.testing.assert_array_equal(summary.score_G, [1.0, np.nan, 1.0])
     assert summary.parts == {"f": 1.0}
@@ -68,7 +79,7 @@ def test_a_hung_sibling_is_left_out_of_the_summary_and_is_no_zero(tmp_path: Path
 
 
 def test_the_greedy_response_is_judged_beside_the_siblings_and_is_none_of_them() -> None:
-    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)) as worker:
+    with contextlib.closing(worker_of("rewards.number:exact")) as worker:
         made = generated("45", "44", greedy="46")
         group, summary = worker.score(made)
     assert group.greedy is not None and group.greedy.rollout is made.greedy
@@ -80,7 +91,7 @@ def test_the_greedy_response_is_judged_beside_the_siblings_and_is_none_of_them()
 
 def test_a_greedy_response_that_cannot_be_judged_is_counted_and_has_no_score(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    if response == 'bad': raise ValueError\n    return 1\n")
-    with contextlib.closing(RewardWorker(source, {}, 5.0)) as worker:
+    with contextlib.closing(worker_of(source)) as worker:
         _, summary = worker.score(generated("46", "45", greedy="bad"))
     np.testing.assert_array_equal(summary.score_G, [1.0, 1.0])
     assert summary.greedy is not None and np.isnan(summary.greedy.score)
@@ -90,33 +101,33 @@ def test_a_greedy_response_that_cannot_be_judged_is_counted_and_has_no_score(tmp
 
 def test_a_greedy_response_of_another_draw_is_none_of_the_groups() -> None:
     [stray] = rollouts("46", draw=8)
-    worker = RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)
+    worker = worker_of("rewards.number:exact")
     with contextlib.closing(worker), pytest.raises(ValueError, match=r"not of draws \[7, 8\]"):
-        worker.score(GeneratedGroup(rollouts=rollouts("46"), greedy=stray))
+        worker.score(GeneratedGroup(rollouts=rollouts("46"), greedy=stray, prompt_text=""))
 
 
 def test_the_reward_gets_the_row_and_the_arguments(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(*, response, answer, a, scale):\n    return scale * a * (response == answer)\n")
-    with contextlib.closing(RewardWorker(source, {"scale": 0.5}, 5.0)) as worker:
+    with contextlib.closing(worker_of(source, scale=0.5)) as worker:
         _, summary = worker.score(generated("46", "45", row={"a": 12, "b": 34}))
     np.testing.assert_array_equal(summary.score_G, [6.0, 0.0])
 
 
 def test_an_argument_that_is_also_a_column_is_an_error() -> None:
-    with contextlib.closing(RewardWorker(read_reward("rewards.number:exact"), {"a": 1.0}, 5.0)) as worker:
+    with contextlib.closing(worker_of("rewards.number:exact", a=1.0)) as worker:
         assert worker.score(generated("46", row={"b": 34}))[1].score_G.tolist() == [1.0]
         with pytest.raises(RewardError, match="both have a"):
             worker.score(generated("46", row={"a": 12}))
 
 
 def test_rollouts_of_two_draws_are_no_group() -> None:
-    worker = RewardWorker(read_reward("rewards.number:exact"), {}, 5.0)
+    worker = worker_of("rewards.number:exact")
     with contextlib.closing(worker), pytest.raises(ValueError, match=r"not of draws \[7, 8\]"):
-        worker.score(GeneratedGroup(rollouts=rollouts("46") + rollouts("46", draw=8), greedy=None))
+        worker.score(GeneratedGroup(rollouts=rollouts("46") + rollouts("46", draw=8), greedy=None, prompt_text=""))
 
 
 def test_the_file_is_not_needed_where_the_worker_is(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    return 0.25\n")
     Path(source.file).unlink()
-    with contextlib.closing(RewardWorker(source, {}, 5.0)) as worker:
+    with contextlib.closing(worker_of(source)) as worker:
         assert worker.score(generated("46"))[1].score_G.tolist() == [0.25]

@@ -70,8 +70,8 @@ class FakeEngine:
     def wake(self) -> None:
         self.log.append("wake")
 
-    def decode(self, completion: Completion) -> str:
-        return f"seed {completion.token_ids[0]}"
+    def decode(self, token_ids: np.ndarray, *, show_special: bool) -> str:
+        return f"seed {token_ids[0]}"
 
 
 def lengths(request: CompletionRequest) -> int:
@@ -98,7 +98,7 @@ def request(
     tokens: tuple[int, ...] = (5,),
     with_greedy: bool = False,
 ) -> GroupRequest:
-    prompt = Prompt(id=f"prompt-{draw}", messages=(), token_ids=tokens, answer="", row={})
+    prompt = Prompt(id=f"prompt-{draw}", messages=(), token_ids=tokens, answer="", row={}, from_text=True)
     sampling = Sampling(temperature=1.0, max_tokens=max_tokens)
     return GroupRequest(
         prompt=prompt, draw=draw, num_samples=samples, seed=3, sampling=sampling, with_greedy=with_greedy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,10 +16,15 @@ from pathlib import Path
 import pytest
 
 import workers.scoring
-from rewards.load import RewardError, read_reward
+from engine.judging import reward_specs
+from rewards.item import Item
+from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, Score
+from workers.config import RewardConfig
 from workers.scoring import ROOT, RewardProcess
+from workers.scoring_child import Limits
 
+LONG = Limits(timeout_s=1000.0, memory_gib=4.0)
 HOSTILE = """
 import ctypes, os, signal, subprocess, sys, threading, time
 
@@ -90,11 +96,25 @@ def hostile(tmp_path: Path) -> Iterator[RewardProcess]:
 def reward(folder: Path, text: str, name: str, timeout_s: float, **arguments: object) -> RewardProcess:
     file = folder / "mine.py"
     file.write_text(text, encoding="utf-8")
-    return RewardProcess(read_reward(f"{file}:{name}"), arguments, timeout_s)
+    specs = reward_specs(RewardConfig(function=f"{file}:{name}", arguments=arguments))
+    return RewardProcess(specs, Limits(timeout_s=timeout_s, memory_gib=4.0))
 
 
 def judge(process: RewardProcess, *responses: str, row: Mapping[str, object] | None = None) -> list[Judgement]:
-    return list(process.judge([(response, "46", row or {}) for response in responses]))
+    return list(process.judge(0, [item(response, row=row) for response in responses]))
+
+
+def item(response: str, *, row: Mapping[str, object] | None = None) -> Item:
+    return Item(
+        id="7/0",
+        response=response,
+        answer="46",
+        prompt="12+34=",
+        messages=({"role": "user", "content": "12+34="},),
+        from_text=True,
+        token_ids=(),
+        row=row or {},
+    )
 
 
 def kinds(judgements: list[Judgement]) -> list[FailureKind | float]:
@@ -275,13 +295,19 @@ def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, response: st
     file = tmp_path / "mine.py"
     file.write_text(HOSTILE, encoding="utf-8")
     mark = f"after-kill-of-{response}-under-{os.getpid()}"
+    start = pickle.dumps((reward_specs(RewardConfig(function=f"{file}:hostile")), LONG)).hex()
     program = (
-        "import time\nfrom rewards.load import read_reward\nfrom workers.scoring import RewardProcess\n"
-        f"process = RewardProcess(read_reward({f'{file}:hostile'!r}), {{}}, 1000.0)\n"
-        f"print('judging', flush=True)\nprocess.judge([({response!r}, '46', {{}})])\ntime.sleep(1000)\n"
+        "import pickle, sys, time\nfrom workers.scoring import RewardProcess\n"
+        "process, items = RewardProcess(*pickle.loads(bytes.fromhex(sys.argv[1]))), bytes.fromhex(sys.argv[2])\n"
+        "print('judging', flush=True)\nprocess.judge(0, pickle.loads(items))\ntime.sleep(1000)\n"
     )
     environment = {**os.environ, "MARK": mark, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, start, pickle.dumps([item(response)]).hex()],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert parent.stdout is not None and parent.stdout.readline() == "judging\n"
         time.sleep(0.2)

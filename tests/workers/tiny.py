@@ -84,7 +84,12 @@ def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) 
     for draw in range(num_groups):
         prompt_ids = tuple(int(token) for token in random.integers(5, VOCABULARY, 3 + 2 * (draw % 3)))
         prompt = Prompt(
-            id=f"toy-{draw}", messages=(Message(role="user", content="?"),), token_ids=prompt_ids, answer="", row={}
+            id=f"toy-{draw}",
+            messages=(Message(role="user", content="?"),),
+            token_ids=prompt_ids,
+            answer="",
+            row={},
+            from_text=True,
         )
         scored = []
         for sample in range(siblings):

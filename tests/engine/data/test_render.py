@@ -117,7 +117,7 @@ def prompts(*questions: Question, tokenizer: PreTrainedTokenizerBase, tokens: in
 
 
 def question(text: str) -> Question:
-    return Question(id="row-1", messages=(Message(role="user", content=text),), answer="", row={})
+    return Question(id="row-1", messages=(Message(role="user", content=text),), answer="", row={}, from_text=True)
 
 
 TWO_ANSWERS = conversation(
