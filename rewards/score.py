@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Complex, Real
 from typing import TypeVar
+
+MOST_SHOWN = 200
+"""Characters of a value that is no score."""
 
 
 class FailureKind(Enum):
@@ -101,10 +105,13 @@ def answers_checked_by(check: Callable[[str], str | None]) -> Callable[[Function
     return declare
 
 
-def judgement_of(value: float | Mapping[str, float] | None, *, name: str) -> Judgement:
+def judgement_of(value: object, *, name: str) -> Judgement:
     """What a reward function returned, as a record.
 
-    `value` may be a number, a mapping of named parts (their sum trains, unless one is called `total`), or None.
+    `value` may be a number of any library, a mapping of named parts (their sum trains, unless one is called `total`),
+    or None; a part that is None makes all of it None. Anything else is misshaped, also what only looks like a number
+    (`"1.0"`, a list of one), and a mapping that holds such a thing, or nothing: read with good will it would be a score
+    that its author did not mean.
 
     >>> judgement_of(1, name="correct")
     Score(total=1.0, parts={'correct': 1.0})
@@ -112,16 +119,61 @@ def judgement_of(value: float | Mapping[str, float] | None, *, name: str) -> Jud
     1.25
     >>> judgement_of(None, name="correct").kind
     <FailureKind.UNSCORABLE: 'unscorable'>
+    >>> judgement_of({"correct": "yes"}, name="correct").reason
+    "correct returned a part 'correct' that is no number but a str: 'yes'"
     """
     if value is None:
         return Failure(kind=FailureKind.UNSCORABLE, reason=f"{name} returned None")
-    if isinstance(value, Mapping):
-        parts = {str(key): float(part) for key, part in value.items() if key != "total"}
-        total = float(value["total"]) if "total" in value else sum(parts.values())
-        parts = parts or {name: total}
-    else:
-        total = float(value)
-        parts = {name: total}
-    if not all(math.isfinite(number) for number in (total, *parts.values())):
-        return Failure(kind=FailureKind.NOT_FINITE, reason=f"{name} returned {value!r}")
+    try:
+        if not isinstance(value, Mapping):
+            total = _number(value, "something")
+            parts = {name: total}
+        elif not value:
+            raise CannotJudge(FailureKind.MISSHAPED, "a mapping without parts")
+        else:
+            numbers = {str(key): _number(part, f"a part {key!r}") for key, part in value.items()}
+            parts = {key: number for key, number in numbers.items() if key != "total"}
+            total = numbers.get("total", sum(parts.values()))
+            parts = parts or {name: total}
+        if not math.isfinite(total):
+            raise CannotJudge(FailureKind.NOT_FINITE, f"parts whose sum is {total}: {clipped(value)}")
+    except CannotJudge as wrong:
+        return Failure(kind=wrong.failure.kind, reason=f"{name} returned {wrong}")
     return Score(total=total, parts=parts)
+
+
+def _number(value: object, what: str) -> float:
+    """A finite one. Raises CannotJudge for anything that is none."""
+    if value is None:
+        raise CannotJudge(FailureKind.UNSCORABLE, f"{what} that is None")
+    if not _is_number(value):
+        kind = type(value).__name__
+        if isinstance(value, Coroutine):
+            value.close()  # or Python complains that nobody waited for it
+        raise CannotJudge(FailureKind.MISSHAPED, f"{what} that is no number but a {kind}: {clipped(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    if not math.isfinite(number):
+        raise CannotJudge(FailureKind.NOT_FINITE, f"{what} that is not finite: {clipped(value)}")
+    return number
+
+
+def _is_number(value: object) -> bool:
+    """Python's own and `Decimal`; an array or tensor without dimensions, of real numbers; whatever has `__float__`."""
+    if isinstance(value, float | int):
+        return True
+    if isinstance(value, Complex) and not isinstance(value, Real):
+        return False
+    held = str(getattr(value, "dtype", "float"))
+    is_real = any(kind in held for kind in ("float", "int", "bool"))
+    return is_real and not getattr(value, "shape", ()) and hasattr(type(value), "__float__")
+
+
+def clipped(value: object) -> str:
+    """For people, of a value that somebody's code made."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write very large ones
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

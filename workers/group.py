@@ -57,8 +57,10 @@ class WorkerGroup:
         role: str,
         arguments: Sequence[tuple[Any, ...]],
         environment: Mapping[str, str] | None = None,
+        concurrency: int = 1,
     ) -> None:
-        """`arguments`: what each copy is constructed from; one bundle of the role for each."""
+        """`arguments`: what each copy is constructed from; one bundle of the role for each. `concurrency`: calls that a
+        copy answers side by side, on threads."""
         self.role = role
         self._hosting = hosting
         bundles = [index for index, place in enumerate(hosting.places) if place.role == role]
@@ -68,6 +70,7 @@ class WorkerGroup:
             .options(
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
+                max_concurrency=concurrency,
                 runtime_env={"env_vars": {**hosting.environment, **(environment or {})}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=hosting.placement, placement_group_bundle_index=bundle

@@ -7,6 +7,7 @@ Suffixes: `B` responses, `S` tokens of a prompt and its response, right-padded.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,9 +54,10 @@ class JudgeWorker:
         self._tokenizer = load_tokenizer(setup.model.path)
         self._reads_tokens = _write_alike(self._tokenizer, load_tokenizer(setup.policy))
         self._functions = RewardWorker(specs, reward) if specs else None
+        self._asking = threading.Lock()
 
     def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
-        """The siblings of one draw, judged, and what the driver needs to know of them."""
+        """The siblings of one draw, judged, and what the driver needs to know of them. Any thread may ask."""
         started = time.perf_counter()
         rollouts = responses_of(generated)
         voices = self._functions.voices(generated) if self._functions else [[] for _ in rollouts]
@@ -72,6 +74,11 @@ class JudgeWorker:
 
     @torch.inference_mode()
     def _scores(self, rollouts: Sequence[Rollout]) -> list[float]:
+        # The model's memory is for one group at a time, and tokenizers are not made for threads.
+        with self._asking:
+            return self._scores_of_one_group(rollouts)
+
+    def _scores_of_one_group(self, rollouts: Sequence[Rollout]) -> list[float]:
         rows = [self._read(rollout) for rollout in rollouts]
         scores = [math.nan] * len(rows)
         for chosen in cut([(len(row),) for row in rows], tokens_per_micro_batch=self._tokens_per_micro_batch):

@@ -24,7 +24,7 @@ class RewardWorker:
         self._pool = RewardPool(self._specs, limits_of(config), processes=config.processes)
 
     def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
-        """The siblings of one draw, judged, and what the driver needs to know of them."""
+        """The siblings of one draw, judged, and what the driver needs to know of them. Any thread may ask."""
         started = time.perf_counter()
         judgements = [mixed(voices) for voices in self.voices(generated)]
         group = scored_group(generated, judgements)

@@ -1,4 +1,4 @@
-"""Runs a reward in a process that can be killed, so that no response can stop the others from being judged.
+"""Runs rewards in a process that can be killed, so that no response can stop the others from being judged.
 
 A response that hangs, crashes or raises costs its own score and nothing else: its process is replaced and the rest of
 the batch goes on. What could not be judged is a `Failure` of some kind, never a zero.
@@ -6,240 +6,208 @@ the batch goes on. What could not be judged is a `Failure` of some kind, never a
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
 import os
 import pickle
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from rewards.item import Item
-from rewards.load import RewardError
-from rewards.score import Failure, FailureKind, Judgement, judgement_of
-from rewards.spec import RewardSpec
-from workers.scoring_child import HEADER, MAX_ANSWER_BYTES, Limits, Start, encode_item
+from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.spec import Isolation, RewardSpec
+from workers.scoring_child import MAX_ANSWER_BYTES, Limits, Start, encode_call
+from workers.scoring_link import START_LIMIT_S, Child, ChildGone
 
-START_LIMIT_S = 120.0
-"""For the reward to be imported, and for a batch to be taken in: not part of any response's time."""
-MAX_DEATHS_IN_A_ROW = 32
-"""Killed or crashed processes without one answer in between: then the reward is broken, not the responses."""
-KILL_LIMIT_S = 5.0
-ROOT = Path(__file__).resolve().parents[1]
-"""Where the child finds `workers` and `rewards`, whatever the current folder."""
+BACKSTOP_S = 5.0
+"""Beyond a call's time, before a process that should have ended it is killed itself: a call may have stopped it."""
+MAX_CRASHES_IN_A_ROW = 32
+"""Of the process, without one answer in between: then the reward is broken, not the responses."""
+OF_THE_CALL = (FailureKind.EXCEPTION, FailureKind.CRASH, FailureKind.TIMEOUT, FailureKind.MISSHAPED)
+"""What one bad response may do to a call that judges several."""
+
+Call = tuple[Item, ...]
+Answer = tuple[Judgement, ...] | Failure
+"""One judgement an item of the call; or what was wrong with all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Function:
+    """What the process says of a function.
+
+    Example:
+        _Function(isolation=Isolation.SAMPLE, together=False, place="/home/me/my/reward.py:12")
+    """
+
+    isolation: Isolation
+    together: bool
+    place: str
 
 
 class RewardProcess:
     """The functions that judge a run, behind a process boundary. One caller at a time.
 
-    Start and use it on a thread that lives as long as it does: the kernel ties the child's life to that thread.
+    Functions under `Isolation.SAMPLE` and under `Isolation.WORKER` are called in two processes, so that what the latter
+    leave behind reaches none of the former; the second is started when it is first needed. Start and use it on a thread
+    that lives as long as it does: the kernel ties the child's life to that thread.
     """
 
     def __init__(self, specs: Sequence[RewardSpec], limits: Limits) -> None:
+        """Raises RewardError where a function cannot be used as configured."""
         self._specs = tuple(specs)
         self._limits = limits
-        self._deaths_in_a_row = 0
+        self._crashes_in_a_row = 0
         self._closed = False
-        self._child: _Child | None = _Child(self._start())
+        self._children: dict[Isolation, Child] = {}
+        self._functions: tuple[_Function, ...] = ()
+        self._begin(Isolation.AUTO)
+        first = self._functions[0].isolation
+        self._children[first] = self._children.pop(Isolation.AUTO)
+        self._started = {first}
+        """Kinds of processes that were needed so far."""
 
     def judge(self, function: int, items: Sequence[Item]) -> tuple[Judgement, ...]:
-        """One judgement an item, in order, by one of the functions. Each item has `timeout_s` from when it is begun."""
-        requests = tuple(encode_item(item) for item in items)
-        judgements: list[Judgement] = []
+        """One judgement an item, in order, by one of the functions. Each call has `timeout_s` from when it is begun.
+
+        A function that judges all responses to a prompt together is called once, with one limit. Where that call as a
+        whole fails, each item is asked about again, alone, so that one bad response costs its own score only.
+        """
         try:
-            while len(judgements) < len(requests):
-                self._judge_until_death(function, requests[len(judgements) :], judgements)
+            if self._functions[function].together and len(items) > 1:
+                [answer] = self._answers(function, [tuple(items)])
+                if not _failed(answer):
+                    return self._told(function, items, answer)
+            answers = self._answers(function, [(item,) for item in items])
         except BaseException:  # an interrupted batch must not answer for the next one
-            self._bury()
+            self._bury_all()
             raise
-        return tuple(judgements)
+        alone = tuple(answer if isinstance(answer, Failure) else answer[0] for answer in answers)
+        return self._told(function, items, alone)
+
+    def judges_together(self, function: int) -> bool:
+        """Whether one call of it judges all responses to a prompt."""
+        return self._functions[function].together
+
+    def revive(self) -> None:
+        """Start again what has died, so that the next batch need not wait for it."""
+        for isolation in list(self._started):
+            self._living_child(isolation)
 
     def close(self) -> None:
-        """Kill the process and all that the reward started in its group. Closing twice is fine."""
+        """Kill the processes and all that the rewards started. Closing twice is fine."""
         self._closed = True
-        self._bury()
+        self._bury_all()
 
-    def _judge_until_death(self, function: int, requests: tuple[bytes, ...], judgements: list[Judgement]) -> None:
-        """Append the judgements of `requests`; when the process dies, a failure for the item it was on is the last."""
-        started, spec = False, self._specs[function]
+    def interrupt(self) -> None:
+        """Kill them under a call, from another thread; the caller is told that the process is closed."""
+        self._closed = True
+        for child in list(self._children.values()):
+            child.interrupt()
+
+    def _answers(self, function: int, calls: Sequence[Call]) -> list[Answer]:
+        answers: list[Answer] = []
+        encoded = [encode_call(call) for call in calls]
+        while len(answers) < len(calls):
+            rest = slice(len(answers), None)
+            self._answer_until_death(function, calls[rest], encoded[rest], answers)
+        return answers
+
+    def _answer_until_death(
+        self, function: int, calls: Sequence[Call], encoded: Sequence[bytes], answers: list[Answer]
+    ) -> None:
+        """Append the answers to `calls`; when the process dies, a failure of the call it was on is the last."""
+        started, isolation = False, self._functions[function].isolation
+        limit_s = self._limits.timeout_s + (BACKSTOP_S if isolation is Isolation.SAMPLE else 0.0)
+        child = self._living_child(isolation)
         try:
-            child = self._living_child()
-            child.send(pickle.dumps((function, requests)))
-            child.expect("started", START_LIMIT_S)
+            child.send(pickle.dumps((function, encoded)))
+            child.receive(START_LIMIT_S, MAX_ANSWER_BYTES)
             started = True
-            for _ in requests:
-                judgements.append(child.judgement(self._limits.timeout_s, spec.source.name))
-                self._deaths_in_a_row = 0
-        except _ChildGone as gone:
-            self._bury()
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW:
-                raise RuntimeError(
-                    f"reward {spec.source.spec}: its process died {self._deaths_in_a_row} times in a row without "
-                    f"judging one response; the last time: {gone.failure.reason}. "
-                    "Try the reward on a few responses by hand, or raise reward.timeout_s"
-                ) from gone
+            for call in calls:
+                answers.append(_answer(child, len(call), limit_s))
+                self._crashes_in_a_row = 0
+        except ChildGone as gone:
+            self._children.pop(isolation).kill()
+            self._refuse_broken(function, gone)
             if started:
-                judgements.append(gone.failure)
+                answers.append(gone.failure)
 
-    def _living_child(self) -> _Child:
-        if self._closed:
-            raise ValueError(f"the process of {told_specs(self._specs)} is closed")
-        if self._child is not None and self._child.is_dead():
-            self._bury()
-        if self._child is None:
-            self._child = _Child(self._start())
-        return self._child
+    def _refuse_broken(self, function: int, gone: ChildGone) -> None:
+        """A process that dies by itself, again and again, would be started for ever. What hangs is a response's doing."""
+        self._crashes_in_a_row += gone.failure.kind is FailureKind.CRASH
+        if self._crashes_in_a_row >= MAX_CRASHES_IN_A_ROW:
+            raise RuntimeError(
+                f"reward {self._specs[function].source.spec}: its process died {self._crashes_in_a_row} times in a row "
+                f"without judging one response; the last time: {gone.failure.reason}. "
+                "Try the reward on a few responses by hand"
+            ) from gone
 
-    def _start(self) -> Start:
-        import_path = tuple(os.path.abspath(entry) for entry in sys.path)
-        return Start(specs=self._specs, limits=self._limits, import_path=import_path)
-
-    def _bury(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
-
-
-def told_specs(specs: Sequence[RewardSpec]) -> str:
-    """For people."""
-    return f"reward {', '.join(spec.source.spec for spec in specs)}"
-
-
-class _ChildGone(Exception):
-    """The child died, or was killed because it did not answer."""
-
-    def __init__(self, kind: FailureKind, reason: str) -> None:
-        super().__init__(reason)
-        self.failure = Failure(kind=kind, reason=reason)
-
-
-class _Child:
-    """One life of the process, and the pipes to it."""
-
-    def __init__(self, start: Start) -> None:
-        requests_out, self._requests = os.pipe()
-        self._answers, answers_in = os.pipe()
-        os.set_blocking(self._requests, False)
-        inherited = os.environ.get("PYTHONPATH")
-        self._process = subprocess.Popen(
-            # -P: a `workers` or `rewards` in the current folder must not stand in for ours.
-            [sys.executable, "-P", "-m", "workers.scoring_child", str(requests_out), str(answers_in), str(os.getpid())],
-            pass_fds=(requests_out, answers_in),
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what the reward prints goes to this worker's log
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)},
-            start_new_session=True,
+    def _told(self, function: int, items: Sequence[Item], judgements: Sequence[Judgement]) -> tuple[Judgement, ...]:
+        """Failures say of which function and of which response."""
+        name, place = self._specs[function].name, self._functions[function].place
+        return tuple(
+            Failure(kind=judgement.kind, reason=f"{name} ({place}), response {item.id}: {judgement.reason}")
+            if isinstance(judgement, Failure)
+            else judgement
+            for item, judgement in zip(items, judgements, strict=True)
         )
-        os.close(requests_out)
-        os.close(answers_in)
+
+    def _living_child(self, isolation: Isolation) -> Child:
+        if self._closed:
+            raise ValueError(f"the process of reward {', '.join(spec.source.spec for spec in self._specs)} is closed")
+        child = self._children.get(isolation)
+        if child is None or child.is_dead():
+            if child is not None:
+                self._children.pop(isolation).kill()
+            self._begin(isolation)
+            self._started.add(isolation)
+        return self._children[isolation]
+
+    def _begin(self, isolation: Isolation) -> None:
+        import_path = tuple(os.path.abspath(entry) for entry in sys.path)
+        child = self._children[isolation] = Child()  # known before it imports, which may hang, so that it can be killed
         try:
-            self.send(pickle.dumps(start))
-            self.expect("ready", START_LIMIT_S)
-        except _ChildGone as gone:
-            raise RewardError(f"{told_specs(start.specs)}: importing it failed: {gone.failure.reason}") from gone
+            if self._closed:  # meanwhile, by another thread that did not see this child
+                raise ValueError("closed while it started")
+            described = child.begin(Start(specs=self._specs, limits=self._limits, import_path=import_path))
         except BaseException:
-            self.kill()
+            self._children.pop(isolation).kill()
             raise
+        self._functions = tuple(
+            _Function(isolation=Isolation(one["isolation"]), together=bool(one["together"]), place=str(one["place"]))
+            for one in described
+        )
 
-    def send(self, message: bytes) -> None:
-        data = memoryview(HEADER.pack(len(message)) + message)
-        deadline = time.monotonic() + START_LIMIT_S
-        while data:
-            self._wait(self._requests, select.POLLOUT, deadline, START_LIMIT_S)
-            try:
-                data = data[os.write(self._requests, data) :]
-            except BrokenPipeError:
-                raise self._crashed() from None
+    def _bury_all(self) -> None:
+        while self._children:
+            self._children.popitem()[1].kill()
 
-    def expect(self, word: str, limit_s: float) -> None:
-        message = self.receive(limit_s)
-        if message["say"] == "refused":
-            self.kill()
-            raise RewardError(str(message["reason"]))
-        if message["say"] != word:
-            raise self._crashed()
 
-    def receive(self, limit_s: float) -> dict[str, object]:
-        """The next message. A message that came in time counts, even if this process was too busy to look."""
-        deadline = time.monotonic() + limit_s
-        size = HEADER.unpack(self._read(HEADER.size, deadline, limit_s))[0]
-        if size > MAX_ANSWER_BYTES:
-            raise self._crashed()
-        try:
-            message = json.loads(self._read(size, deadline, limit_s))
-        except ValueError:
-            raise self._crashed() from None
-        if not (isinstance(message, dict) and "say" in message):
-            raise self._crashed()
-        return message
+def _failed(answer: Answer) -> bool:
+    """Whether a call of several came to nothing, for a reason that may lie in one of them."""
+    if isinstance(answer, Failure):
+        return answer.kind in OF_THE_CALL
+    return all(isinstance(judgement, Failure) and judgement.kind in OF_THE_CALL for judgement in answer)
 
-    def judgement(self, limit_s: float, name: str) -> Judgement:
-        """The next message as a record, made here from plain numbers and text and so finite by construction."""
-        message = self.receive(limit_s)
-        try:
-            if message["say"] == "failure":
-                return Failure(kind=FailureKind(message["kind"]), reason=str(message["reason"]))
-            return judgement_of({**message["parts"], "total": message["total"]}, name=name)
-        except (KeyError, TypeError, ValueError):
-            raise self._crashed() from None
 
-    def is_dead(self) -> bool:
-        try:
-            # Left unreaped, so that its number stays taken until its group has been killed.
-            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:
-            return True
+def _answer(child: Child, items: int, limit_s: float) -> Answer:
+    """The next message as records, made here from plain numbers and text and so finite by construction."""
+    message = child.receive(limit_s, MAX_ANSWER_BYTES * items + MAX_ANSWER_BYTES)
+    try:
+        if message["say"] == "failed":
+            return _judgement(message)
+        answer = tuple(_judgement(one) for one in message["judgements"])
+        if len(answer) != items:
+            raise ValueError
+        return answer
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise child.crashed() from None
 
-    def kill(self) -> None:
-        """End the process and its group, at once. Killing twice is fine."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            # A process that sleeps in the kernel (a dead network disk) may outlive its kill; waiting would hang us too.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=KILL_LIMIT_S)
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):
-                os.close(pipe)
-        self._requests = self._answers = -1
 
-    def _read(self, size: int, deadline: float, limit_s: float) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            self._wait(self._answers, select.POLLIN, deadline, limit_s)
-            chunk = os.read(self._answers, size - len(data))
-            if not chunk:
-                raise self._crashed()
-            data += chunk
-        return bytes(data)
-
-    def _wait(self, pipe: int, event: int, deadline: float, limit_s: float) -> None:
-        # poll, not select: a busy worker has more than 1024 descriptors.
-        poll = select.poll()
-        poll.register(pipe, event)
-        if poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return
-        if self.is_dead():  # something that the reward started holds the pipe open
-            raise self._crashed()
-        self.kill()
-        raise _ChildGone(FailureKind.TIMEOUT, f"no answer within {limit_s:g} s; its process was killed")
-
-    def _crashed(self) -> _ChildGone:
-        # A dying process closes its pipes a moment before it can be seen to be dead.
-        deadline = time.monotonic() + 0.5
-        while not (died := self.is_dead()) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        self.kill()
-        status = self._process.returncode
-        if not died or status is None:
-            how = "it closed its pipe or wrote something else into it"
-        elif status < 0:
-            how = f"killed by {signal.Signals(-status).name}"
-        else:
-            how = f"it exited with code {status}"
-        return _ChildGone(FailureKind.CRASH, f"the process that ran the reward died: {how}")
+def _judgement(said: dict[str, object]) -> Judgement:
+    if "kind" in said:
+        return Failure(kind=FailureKind(said["kind"]), reason=str(said["reason"]))
+    total, parts = float(said["total"]), {str(name): float(part) for name, part in said["parts"].items()}
+    if not (math.isfinite(total) and all(map(math.isfinite, parts.values()))):
+        raise ValueError
+    return Score(total=total, parts=parts)

@@ -1,34 +1,41 @@
-"""The process that runs a reward: `python -m workers.scoring_child <requests> <answers> <parent>`.
+"""The process that runs rewards: `python -m workers.scoring_child <requests> <answers> <parent>`.
 
-It reads pickles that the parent wrote and answers in JSON, over two pipes of their own: whatever the reward prints goes
-where the parent's errors go, and whatever it returns reaches the parent as plain numbers and text.
+It reads pickles that the parent wrote and answers in JSON, over two pipes of their own: what the reward prints goes to
+another, and whatever it returns reaches the parent as plain numbers and text.
 
     parent -> child   Start, once                         child -> parent   ready | refused
-    parent -> child   a batch: a tuple of pickled items   child -> parent   started, then score | failure for each
+    parent -> child   a batch: a function, its calls      child -> parent   started, then judged for each call
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import functools
+import gc
+import inspect
 import json
 import os
 import pickle
-import signal
+import resource
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewards.calling import BoundReward
 from rewards.item import Item
 from rewards.load import RewardError, told
 from rewards.score import CannotJudge, Failure, FailureKind, Judgement, Score
-from rewards.spec import RewardSpec
+from rewards.spec import Isolation, RewardSpec
+from workers.forked_call import Zygote
+from workers.processes import die_with
 
 HEADER = struct.Struct("!Q")
 """The length of the message that follows."""
 MAX_ANSWER_BYTES = 1 << 20
-PR_SET_PDEATHSIG = 1
+"""For each response of a call."""
+SPARE_BYTES = 64 << 20
+"""Of memory beyond the limit, to say what went wrong with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,59 +57,136 @@ class Start:
     """Where the parent finds modules, so that the reward finds the same ones."""
 
 
-def encode_item(item: Item) -> bytes:
-    """Each response is pickled by itself, so that a reward that changes its row changes it for nobody else."""
-    return pickle.dumps(item)
+def encode_call(items: Sequence[Item]) -> bytes:
+    """Each call is pickled by itself, so that a reward that changes its row changes it for nobody else."""
+    return pickle.dumps(tuple(items), protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def encode_judgement(judgement: Judgement) -> dict[str, object]:
     if isinstance(judgement, Score):
-        return {"say": "score", "total": judgement.total, "parts": dict(judgement.parts)}
-    return {"say": "failure", "kind": judgement.kind.value, "reason": judgement.reason}
+        return {"total": judgement.total, "parts": dict(judgement.parts)}
+    return {"kind": judgement.kind.value, "reason": judgement.reason}
 
 
 def main() -> None:
     requests, answers, parent = (int(argument) for argument in sys.argv[1:])
-    _die_with(parent)
+    die_with(parent)
     sys.stdout.reconfigure(line_buffering=True)  # what a reward prints before it hangs must reach the log
     for pipe in (requests, answers):
         # Programs that the reward starts must not hold the pipes open after this process is gone.
         os.set_inheritable(pipe, False)
     start: Start = pickle.loads(_read(requests))
+    _limit_memory(start.limits)
     sys.path.extend(entry for entry in start.import_path if entry not in sys.path)
     try:
         rewards = [BoundReward(spec) for spec in start.specs]
     except RewardError as error:
         _write(answers, {"say": "refused", "reason": str(error)})
         return
-    _write(answers, {"say": "ready"})
+    _write(answers, {"say": "ready", "functions": [_described(reward) for reward in rewards]})
+    child = _Child(rewards, start.limits, private=(requests, answers))
     this_process = os.getpid()
     while batch := _read(requests):
-        function, items = pickle.loads(batch)
+        number, calls = pickle.loads(batch)
         _write(answers, {"say": "started"})
-        for item in items:
-            judgement = _judge(rewards[function], item)
+        for call in calls:
+            answer = child.answer(rewards[number], call)
             if os.getpid() != this_process:
                 os._exit(0)  # a copy that the reward forked and let return: the original answers
-            _write(answers, encode_judgement(judgement))
+            _write_bytes(answers, answer)
 
 
-def _judge(reward: BoundReward, item: bytes) -> Judgement:
+class _Child:
+    """Makes calls: in this process, or in copies of it."""
+
+    def __init__(self, rewards: Sequence[BoundReward], limits: Limits, *, private: Sequence[int]) -> None:
+        self._limits, self._private = limits, private
+        self._rewards = rewards
+
+    @functools.cached_property
+    def _zygote(self) -> Zygote:
+        """From the first call on that needs a copy: a process that only makes calls itself is killed, never asked."""
+        zygote = Zygote(self._private)
+        gc.collect()
+        gc.freeze()  # the collector of a copy must not touch, and so not copy, the memory of what was imported
+        zygote.answer(lambda: b" ", timeout_s=self._limits.timeout_s, most_bytes=1)
+        # Counted after one fork: a library that is ready for it (OpenBLAS) has ended its threads.
+        threads = len(os.listdir("/proc/self/task")) - 1 if sys.platform == "linux" else 0
+        if threads:
+            names = ", ".join(reward.spec.source.spec for reward in self._rewards)
+            print(
+                f"importing {names} started {threads} threads, which the process of a call does not have: a call that "
+                "waits for one of them hangs until its time is up. Start them in the call, or set isolation=worker",
+                file=sys.stderr,
+            )
+        return zygote
+
+    def answer(self, reward: BoundReward, call: bytes) -> bytes:
+        """The message that says what came of it."""
+        if reward.isolation is Isolation.WORKER:
+            return self._judged(reward, call)
+        count = len(pickle.loads(call)) if reward.judges_together else 1
+        try:
+            return self._zygote.answer(
+                lambda: self._judged(reward, call),
+                timeout_s=self._limits.timeout_s,
+                most_bytes=count * MAX_ANSWER_BYTES,
+            )
+        except CannotJudge as reason:
+            return _encode(_failed(reason.failure))
+
+    def _judged(self, reward: BoundReward, call: bytes) -> bytes:
+        try:
+            items: tuple[Item, ...] = pickle.loads(call)
+            judgements = reward.judge(items)
+            if len(judgements) != len(items):
+                wrong = f"{len(judgements)} judgements of {len(items)} responses"
+                return _encode(_failed(Failure(kind=FailureKind.MISSHAPED, reason=wrong)))
+            message = _encode({"say": "judged", "judgements": [encode_judgement(one) for one in judgements]})
+        except CannotJudge as reason:
+            return _encode(_failed(reason.failure))
+        except MemoryError as error:
+            with _spare_memory(self._limits):
+                hint = f"a call may take {self._limits.memory_gib:g} GiB (reward.memory_gib)"
+                return _encode(_failed(Failure(kind=FailureKind.EXCEPTION, reason=f"{told(error)}\n{hint}")))
+        except BaseException as error:  # the user's own code: even SystemExit says something about this call alone
+            return _encode(_failed(Failure(kind=FailureKind.EXCEPTION, reason=told(error))))
+        if len(message) > MAX_ANSWER_BYTES * len(items):
+            wrong = f"the answer takes {len(message)} bytes, more than {MAX_ANSWER_BYTES}; return fewer parts"
+            return _encode(_failed(Failure(kind=FailureKind.MISSHAPED, reason=wrong)))
+        return message
+
+
+def _described(reward: BoundReward) -> dict[str, object]:
+    """What the parent must know of a function that it cannot import itself."""
+    place = reward.spec.source.spec
+    with contextlib.suppress(TypeError, OSError):  # of a callable object, or a function without a source
+        function = inspect.unwrap(reward.function)
+        place = f"{inspect.getfile(function)}:{function.__code__.co_firstlineno}"
+    return {"isolation": reward.isolation.value, "together": reward.judges_together, "place": place}
+
+
+def _limit_memory(limits: Limits) -> None:
+    """Of data, which is what is filled: address space (RLIMIT_AS) is reserved by the TiB, and never used, by CUDA, by
+    memory allocators and for thread stacks. The copies of this process inherit it, each for itself."""
+    if limits.memory_gib:
+        most = int(limits.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most + SPARE_BYTES))
+
+
+@contextlib.contextmanager
+def _spare_memory(limits: Limits) -> Iterator[None]:
+    most, with_spare = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (with_spare, with_spare))
     try:
-        [judgement] = reward.judge([pickle.loads(item)])
-        return judgement
-    except CannotJudge as reason:
-        return reason.failure
-    except BaseException as error:  # the user's own code: even SystemExit says something about this response alone
-        return Failure(kind=FailureKind.EXCEPTION, reason=told(error))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, with_spare))
 
 
-def _die_with(parent: int) -> None:
-    """The kernel kills this process when the thread that started it ends, also while it hangs in the reward."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the parent died first
+def _failed(failure: Failure) -> dict[str, object]:
+    """Of a call as a whole."""
+    return {"say": "failed", "kind": failure.kind.value, "reason": failure.reason}
 
 
 def _read(pipe: int) -> bytes:
@@ -121,11 +205,15 @@ def _read_exactly(pipe: int, size: int) -> bytes:
     return bytes(chunks)
 
 
+def _encode(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message).encode()
+
+
 def _write(pipe: int, message: Mapping[str, object]) -> None:
-    data = json.dumps(message).encode()
-    if len(data) > MAX_ANSWER_BYTES:
-        reason = f"the reward's answer takes {len(data)} bytes, more than {MAX_ANSWER_BYTES}; return fewer parts"
-        data = json.dumps(encode_judgement(Failure(kind=FailureKind.EXCEPTION, reason=reason))).encode()
+    _write_bytes(pipe, _encode(message))
+
+
+def _write_bytes(pipe: int, data: bytes) -> None:
     data = HEADER.pack(len(data)) + data
     while data:
         data = data[os.write(pipe, data) :]

@@ -198,6 +198,8 @@ def _make_workers(team: TeamConfig, rewards: Sequence[RewardSpec], hosting: Host
             hosting,
             role="reward",
             arguments=[_of_judge(team, rewards)] * judges,
+            # One group more than processes: it is read and taken apart while the others are judged.
+            concurrency=team.reward.processes + 1,
         ),
         shares_devices=team.shares_devices,
     )

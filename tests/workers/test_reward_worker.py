@@ -128,6 +128,8 @@ def test_rollouts_of_two_draws_are_no_group() -> None:
 
 def test_the_file_is_not_needed_where_the_worker_is(tmp_path: Path) -> None:
     source = written(tmp_path, "def f(response, answer):\n    return 0.25\n")
-    Path(source.file).unlink()
-    with contextlib.closing(worker_of(source)) as worker:
+    config = RewardConfig(function=source)
+    specs = reward_specs(config)
+    Path(source.rpartition(":")[0]).unlink()
+    with contextlib.closing(RewardWorker(specs, config)) as worker:
         assert worker.score(generated("46"))[1].score_G.tolist() == [0.25]

@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 
 import workers.scoring
+import workers.scoring_link
 from engine.judging import reward_specs
 from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.spec import Isolation
 from workers.config import RewardConfig
-from workers.scoring import ROOT, RewardProcess
+from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
+from workers.scoring_link import ROOT
 
 LONG = Limits(timeout_s=1000.0, memory_gib=4.0)
 HOSTILE = """
@@ -87,17 +90,26 @@ def hostile(response, answer, **row):
 """
 
 
-@pytest.fixture
-def hostile(tmp_path: Path) -> Iterator[RewardProcess]:
-    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=0.4)) as process:
+@pytest.fixture(params=[Isolation.SAMPLE, Isolation.WORKER], ids=lambda isolation: isolation.value)
+def hostile(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RewardProcess]:
+    """In both kinds of processes."""
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=0.4, isolation=request.param)) as process:
         yield process
 
 
-def reward(folder: Path, text: str, name: str, timeout_s: float, **arguments: object) -> RewardProcess:
+def reward(
+    folder: Path,
+    text: str,
+    name: str,
+    timeout_s: float,
+    isolation: Isolation = Isolation.AUTO,
+    memory_gib: float = 4.0,
+    **arguments: object,
+) -> RewardProcess:
     file = folder / "mine.py"
     file.write_text(text, encoding="utf-8")
-    specs = reward_specs(RewardConfig(function=f"{file}:{name}", arguments=arguments))
-    return RewardProcess(specs, Limits(timeout_s=timeout_s, memory_gib=4.0))
+    specs = reward_specs(RewardConfig(function=f"{file}:{name}", arguments=arguments, isolation=isolation))
+    return RewardProcess(specs, Limits(timeout_s=timeout_s, memory_gib=memory_gib))
 
 
 def judge(process: RewardProcess, *responses: str, row: Mapping[str, object] | None = None) -> list[Judgement]:
@@ -174,8 +186,9 @@ def test_a_crash_costs_only_the_response_it_was_on(hostile: RewardProcess, way: 
 def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
     with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", timeout_s=20.0)) as process:
         judgements = judge(process, "raise", "sys.exit", "broken", "huge", "text", "many", "46")
-    assert kinds(judgements) == [FailureKind.EXCEPTION] * 6 + [1.0]
-    said = ("KeyError: 'the key'", "SystemExit: bye", "ArithmeticError: no", "OverflowError", "ValueError", "fewer")
+    raised, misshaped = FailureKind.EXCEPTION, FailureKind.MISSHAPED
+    assert kinds(judgements) == [raised, raised, raised, FailureKind.NOT_FINITE, misshaped, misshaped, 1.0]
+    said = ("KeyError: 'the key'", "SystemExit: bye", "ArithmeticError: no", "1329 bits", "'good'", "fewer")
     for judgement, words in zip(judgements[:6], said, strict=True):
         assert isinstance(judgement, Failure) and words in judgement.reason
     assert 'mine.py", line' in judgements[0].reason and 'raise KeyError("the key")' in judgements[0].reason
@@ -238,8 +251,9 @@ def test_an_interrupted_batch_does_not_answer_for_the_next(hostile: RewardProces
 def test_each_response_has_the_whole_time_from_when_it_starts(tmp_path: Path) -> None:
     text = "import os, time\ntime.sleep(0.6)\ndef slow(response, answer):\n    time.sleep(0.2)\n"
     text += "    return 1 if response != 'exit' else os._exit(3)\n"
-    with contextlib.closing(reward(tmp_path, text, "slow", timeout_s=0.5)) as process:  # importing takes longer
-        assert kinds(judge(process, "a", "b", "c", "exit", "d")) == [1.0, 1.0, 1.0, FailureKind.CRASH, 1.0]
+    for isolation in (Isolation.SAMPLE, Isolation.WORKER):
+        with contextlib.closing(reward(tmp_path, text, "slow", 0.5, isolation)) as process:  # importing takes longer
+            assert kinds(judge(process, "a", "b", "c", "exit", "d")) == [1.0, 1.0, 1.0, FailureKind.CRASH, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -257,18 +271,18 @@ def test_a_reward_that_cannot_be_loaded_is_an_error_at_construction(tmp_path: Pa
 
 
 def test_an_import_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers.scoring, "START_LIMIT_S", 0.5)
+    monkeypatch.setattr(workers.scoring_link, "START_LIMIT_S", 0.5)
     with pytest.raises(RewardError, match=r"no answer within 0\.5 s"):
         reward(tmp_path, "while True: pass", "f", 1.0)
 
 
-def test_a_reward_that_only_dies_ends_the_run_with_its_reason(
-    hostile: RewardProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers.scoring, "MAX_DEATHS_IN_A_ROW", 3)
-    assert kinds(judge(hostile, "exit", "exit", "46", "exit", "exit"))[2] == 1.0
-    with pytest.raises(RuntimeError, match=r"mine\.py:hostile: its process died 3 times in a row .* code 3"):
-        judge(hostile, "exit")
+def test_a_process_that_only_dies_ends_the_run_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.scoring, "MAX_CRASHES_IN_A_ROW", 3)
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", 0.3, isolation=Isolation.WORKER)) as process:
+        assert kinds(judge(process, "exit", "exit", "46", "exit", "exit"))[2] == 1.0
+        with pytest.raises(RuntimeError, match=r"mine\.py:hostile: its process died 3 times in a row .* code 3"):
+            judge(process, "exit")
+        assert kinds(judge(process, "46", *["loop"] * 4)) == [1.0] + [FailureKind.TIMEOUT] * 4  # no fault of it
 
 
 def test_a_closed_process_judges_no_more(hostile: RewardProcess) -> None:
@@ -287,10 +301,10 @@ def test_nothing_is_left_after_close(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert processes_with(mark)
     process.close()
     assert comes_true(lambda: not processes_with(mark))
-    assert len(os.listdir("/proc/self/fd")) == descriptors - 2
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 3
 
 
-@pytest.mark.parametrize("response", ["46", "loop", "deaf"])
+@pytest.mark.parametrize("response", ["46", "loop", "deaf", "program", "orphan"])
 def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, response: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(HOSTILE, encoding="utf-8")
@@ -303,7 +317,7 @@ def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, response: st
     )
     environment = {**os.environ, "MARK": mark, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, start, pickle.dumps([item(response)]).hex()],
+        [sys.executable, "-c", program, start, pickle.dumps([item(response, row={"seconds": "1000"})]).hex()],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -311,7 +325,7 @@ def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, response: st
     try:
         assert parent.stdout is not None and parent.stdout.readline() == "judging\n"
         time.sleep(0.2)
-        assert len(processes_with(mark)) == 2
+        assert len(processes_with(mark)) >= 2
     finally:
         parent.kill()
         parent.communicate()
