@@ -9,6 +9,8 @@ from enum import Enum
 from numbers import Complex, Real
 from typing import TypeVar
 
+LARGEST = 1e15
+"""Of a score: its square, summed over a batch's tokens, still fits into the float32 that training calculates in."""
 MOST_SHOWN = 200
 """Characters of a value that is no score."""
 
@@ -19,7 +21,7 @@ class FailureKind(Enum):
     UNSCORABLE = "unscorable"
     """The reward returned None: it cannot judge this response."""
     NOT_FINITE = "not_finite"
-    """The reward returned NaN or an infinity."""
+    """The reward returned NaN, an infinity, or a number that would become one in training."""
     EXCEPTION = "exception"
     """The reward raised."""
     TIMEOUT = "timeout"
@@ -135,7 +137,7 @@ def judgement_of(value: object, *, name: str) -> Judgement:
             parts = {key: number for key, number in numbers.items() if key != "total"}
             total = numbers.get("total", sum(parts.values()))
             parts = parts or {name: total}
-        if not math.isfinite(total):
+        if abs(total) > LARGEST:
             raise CannotJudge(FailureKind.NOT_FINITE, f"parts whose sum is {total}: {clipped(value)}")
     except CannotJudge as wrong:
         return Failure(kind=wrong.failure.kind, reason=f"{name} returned {wrong}")
@@ -143,7 +145,7 @@ def judgement_of(value: object, *, name: str) -> Judgement:
 
 
 def _number(value: object, what: str) -> float:
-    """A finite one. Raises CannotJudge for anything that is none."""
+    """One that can be calculated with. Raises CannotJudge for anything else."""
     if value is None:
         raise CannotJudge(FailureKind.UNSCORABLE, f"{what} that is None")
     if not _is_number(value):
@@ -157,6 +159,8 @@ def _number(value: object, what: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise CannotJudge(FailureKind.NOT_FINITE, f"{what} that is not finite: {clipped(value)}")
+    if abs(number) > LARGEST:
+        raise CannotJudge(FailureKind.NOT_FINITE, f"{what} beyond {LARGEST:g}: {clipped(value)}")
     return number
 
 

@@ -25,7 +25,7 @@ END = b"\n"
 
 
 class Zygote:
-    """This process, which has imported what the calls need, and whose copies make them. Its own threads do not follow."""
+    """This process, which has imported what the calls need, and whose copies make them."""
 
     def __init__(self, private: Sequence[int]) -> None:
         """`private`: descriptors that no copy may use."""

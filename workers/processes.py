@@ -12,12 +12,13 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+LIBC = ctypes.CDLL(None)
 
 
 def die_with(parent: int, *, by: signal.Signals = signal.SIGKILL) -> None:
     """The kernel sends `by` to this process when the thread that started it ends, also while it hangs."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+        LIBC.prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os._exit(1)  # the parent died first
 
@@ -25,7 +26,7 @@ def die_with(parent: int, *, by: signal.Signals = signal.SIGKILL) -> None:
 def adopt_orphans() -> None:
     """Whatever descends from this process becomes its child when its own parent ends, and so stays to be found."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def has_children() -> bool:

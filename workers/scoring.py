@@ -6,7 +6,6 @@ the batch goes on. What could not be judged is a `Failure` of some kind, never a
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.item import Item
-from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.score import LARGEST, Failure, FailureKind, Judgement, Score
 from rewards.spec import Isolation, RewardSpec
 from workers.scoring_child import MAX_ANSWER_BYTES, Limits, Start, encode_call
 from workers.scoring_link import START_LIMIT_S, Child, ChildGone
@@ -128,12 +127,17 @@ class RewardProcess:
                 self._crashes_in_a_row = 0
         except ChildGone as gone:
             self._children.pop(isolation).kill()
+            self._refuse_closed()
             self._refuse_broken(function, gone)
             if started:
                 answers.append(gone.failure)
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"the process of reward {', '.join(spec.source.spec for spec in self._specs)} is closed")
+
     def _refuse_broken(self, function: int, gone: ChildGone) -> None:
-        """A process that dies by itself, again and again, would be started for ever. What hangs is a response's doing."""
+        """A process that always dies by itself would be started for ever. That it hangs is a response's doing."""
         self._crashes_in_a_row += gone.failure.kind is FailureKind.CRASH
         if self._crashes_in_a_row >= MAX_CRASHES_IN_A_ROW:
             raise RuntimeError(
@@ -153,8 +157,7 @@ class RewardProcess:
         )
 
     def _living_child(self, isolation: Isolation) -> Child:
-        if self._closed:
-            raise ValueError(f"the process of reward {', '.join(spec.source.spec for spec in self._specs)} is closed")
+        self._refuse_closed()
         child = self._children.get(isolation)
         if child is None or child.is_dead():
             if child is not None:
@@ -167,8 +170,7 @@ class RewardProcess:
         import_path = tuple(os.path.abspath(entry) for entry in sys.path)
         child = self._children[isolation] = Child()  # known before it imports, which may hang, so that it can be killed
         try:
-            if self._closed:  # meanwhile, by another thread that did not see this child
-                raise ValueError("closed while it started")
+            self._refuse_closed()  # meanwhile, by another thread that did not see this child
             described = child.begin(Start(specs=self._specs, limits=self._limits, import_path=import_path))
         except BaseException:
             self._children.pop(isolation).kill()
@@ -191,7 +193,7 @@ def _failed(answer: Answer) -> bool:
 
 
 def _answer(child: Child, items: int, limit_s: float) -> Answer:
-    """The next message as records, made here from plain numbers and text and so finite by construction."""
+    """The next message as records, made here from plain numbers and text: nothing of the child is trusted."""
     message = child.receive(limit_s, MAX_ANSWER_BYTES * items + MAX_ANSWER_BYTES)
     try:
         if message["say"] == "failed":
@@ -208,6 +210,6 @@ def _judgement(said: dict[str, object]) -> Judgement:
     if "kind" in said:
         return Failure(kind=FailureKind(said["kind"]), reason=str(said["reason"]))
     total, parts = float(said["total"]), {str(name): float(part) for name, part in said["parts"].items()}
-    if not (math.isfinite(total) and all(map(math.isfinite, parts.values()))):
+    if not all(abs(number) <= LARGEST for number in (total, *parts.values())):  # which no NaN is
         raise ValueError
     return Score(total=total, parts=parts)
