@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def test_a_score_that_is_not_finite_is_a_failure_and_no_zero(
     assert np.isnan(summary.score_G[0]) and np.isnan(summary.greedy.score)
     assert [failure.kind for failure in summary.failures] == [FailureKind.NOT_FINITE] * 2
     assert isinstance(group.rollouts[0].judgement, Failure)
+
+
+def test_groups_that_are_scored_side_by_side_keep_their_own_scores(
+    policy: str, reward_model: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    worker = judge(policy, reward_model, function=EXACT)
+    groups = [group_of((str(n), "46", str(n) * (n % 4)), tokenizer) for n in range(24)]
+    alone = [worker.score(group)[1].score_G for group in groups]
+    with ThreadPoolExecutor(6) as threads:
+        together = [summary.score_G for _, summary in threads.map(worker.score, groups)]
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_a_language_model_is_no_judge(policy: str) -> None:

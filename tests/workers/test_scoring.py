@@ -205,6 +205,43 @@ def test_anything_that_is_a_number_is_a_score(tmp_path: Path) -> None:
         assert kinds(judge(process, "numpy", "five", "bool")) == [0.5, 5.0, 1.0]
 
 
+TOGETHER = """
+import os, rewards.calling
+from rewards.score import judgement_of
+
+# As a function that judges all responses to a prompt at once is bound, and nothing else of it.
+rewards.calling.BoundReward.judges_together = property(lambda self: True, lambda self, value: None)
+rewards.calling.BoundReward.judge = lambda self, items: together([item.response for item in items])
+
+def f(response, answer): ...
+
+def together(responses):
+    if "raise" in responses:
+        raise ValueError("one of them")
+    if "exit" in responses:
+        os._exit(3)
+    while "hang" in responses:
+        pass
+    if "short" in responses:
+        return []
+    return [judgement_of(len(responses), name="f") for _ in responses]
+"""
+
+
+@pytest.mark.parametrize("isolation", [Isolation.SAMPLE, Isolation.WORKER], ids=lambda kind: kind.value)
+def test_one_bad_response_of_a_call_for_all_costs_its_own_score(tmp_path: Path, isolation: Isolation) -> None:
+    bad = {
+        "raise": FailureKind.EXCEPTION,
+        "exit": FailureKind.CRASH,
+        "hang": FailureKind.TIMEOUT,
+        "short": FailureKind.MISSHAPED,
+    }
+    with contextlib.closing(reward(tmp_path, TOGETHER, "f", timeout_s=0.3, isolation=isolation)) as process:
+        assert kinds(judge(process, "46", "45", "44")) == [3.0] * 3  # by one call
+        for way, kind in bad.items():
+            assert kinds(judge(process, "46", way, "44")) == [1.0, kind, 1.0]
+
+
 def test_printing_does_not_disturb_the_answers(hostile: RewardProcess) -> None:
     assert kinds(judge(hostile, "print", "46", "print")) == [0.0, 1.0, 0.0]
 
