@@ -46,6 +46,8 @@ def same(one: Tree, other: Tree) -> bool:
     """
     if one == other:
         return True
+    # In one order whichever is asked first: where the budget ends the search, it ends for both directions.
+    one, other = sorted((one, other), key=repr)
     try:
         return _Comparison().same(standard(one), standard(other))
     except TooLarge:
@@ -82,6 +84,8 @@ def solved_for(tree: Tree) -> str:
     if not (isinstance(tree, Relation) and tree.signs in (("=",), ("in",))):
         return ""
     left, right = tree.members
+    if isinstance(left, Group) and left.kind == "()" and all(isinstance(item, Symbol) for item in left.items):
+        return ",".join(item.name for item in left.items)
     if isinstance(left, Apply) and left.function == "*" and all(isinstance(part, Symbol) for part in left.arguments):
         # f(x) has been read as a product; y = f(x) is told from xy = 5 by the usual names of functions.
         names = [part.name for part in left.arguments]

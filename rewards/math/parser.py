@@ -140,8 +140,10 @@ class _Parser(Pieces):
             if self._take("*"):
                 tree = Apply("*", (tree, self._factor()))
             elif self.now.kind in ("/", ":") and self._tokens[self._at + 1].kind != "word":
-                self._at += 1
+                sign = self._take("/", ":")
                 tree = Apply("/", (tree, self._factor()))
+                if sign.kind == ":" == self.now.kind:
+                    raise Unreadable("a ratio of more than two")
             elif self._starts_a_factor():
                 tree = Apply("*", (tree, self._factor()))
             else:

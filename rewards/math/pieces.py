@@ -99,6 +99,8 @@ class Pieces:
         token = self.now
         self._at += 1
         match token.kind:
+            case "number" if self._take("_"):
+                return Symbol(f"{token.text}_{self._script_text()}")  # in another base: equal to its own writing
             case "number":
                 return Number(token.value, token.decimals)
             case "name":

@@ -92,8 +92,8 @@ def tokens_of(text: str) -> list[Token]:
 def undollared(text: str) -> str:
     """Without a formula's dollars and a sentence's full stop, which say nothing; the dollars of money stay."""
     text = text.strip().strip("*`").strip()
-    while text.endswith((".", ",")) and not text.endswith((r"\,", "..")):
-        text = text[:-1].rstrip()
+    while text.endswith((".", ",", r"\\")) and not text.endswith((r"\,", "..")):
+        text = text.removesuffix("\\")[:-1].rstrip()
     for fence in ("$$", "$"):
         if len(text) > 2 * len(fence) and text.startswith(fence) and text.endswith(fence) and text[-2] != "\\":
             return undollared(text[len(fence) : -len(fence)])

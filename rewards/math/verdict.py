@@ -23,6 +23,7 @@ from rewards.score import answers_checked_by, keeps_nothing
 
 MAX_DIFFERENT_BOXES = 6
 WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mathbf|mbox|boxed|left|right)(?![A-Za-z])")
+AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")
 NO_WORDS = re.compile(r"[\s{}$~*\"`]+|\\[,;:! ]")
 
 
@@ -102,7 +103,7 @@ def read(text: str) -> Tree:
         return tree_of(text)
     except Unreadable:
         words = NO_WORDS.sub(" ", WRAPPED.sub(" ", text[: MAX_LENGTH + 1])).casefold()
-        return Text(" ".join(words.split()).strip(" .,;:!'()"))
+        return Text(AROUND_SIGNS.sub(r"\1", " ".join(words.split())).strip(" .,;:!'()"))
 
 
 def rounds_to(given: Tree, wanted: Tree) -> bool:

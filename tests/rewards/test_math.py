@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.load import load_reward
 from rewards.math import correct
 from rewards.math.answers import final_answers
 from rewards.math.compare import same
 from rewards.math.verdict import read, what_is_wrong
-from rewards.score import ANSWER_CHECK
+from rewards.score import ANSWER_CHECK, KEEPS_NOTHING
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 
@@ -95,6 +96,14 @@ SAME = [
     (r"\text{the blue one}", "The blue one."),
     ("x_1", "x_{1}"),
     (r"\emptyset", r"\{\}"),
+    ("2516_8", "2516_{8}"),
+    ("(x,y)=(1,2)", "(1, 2)"),
+    (r"\{x | x > 3\}", r"\{ x|x>3 \}"),
+    (r"5\\", "5"),
+    ("3:4:5", "3 : 4 : 5"),
+    ("x=1, y=2", "y=2, x=1"),
+    (r"\tan^{-1} 1", r"\frac{\pi}{4}"),
+    ("-\\frac12+\\frac{\\sqrt3}{2}i", r"e^{2\pi i/3}"),
 ]
 
 DIFFERENT = [
@@ -161,6 +170,11 @@ DIFFERENT = [
     ("5!", "5"),
     ("i", "1"),
     ("1/0", "2/0"),
+    ("2516", "2516_8"),
+    ("4210_5", "4210_6"),
+    ("(x,y)=(1,2)", "(y,x)=(1,2)"),
+    ("2 hours", "120 seconds"),
+    ("3:4:5", "3/20"),
 ]
 
 PUBLISHED = [  # answers that some judge has taken for the same, by the issue that tells it
@@ -280,6 +294,28 @@ def test_no_text_raises_and_every_text_is_itself_and_the_verdict_has_no_directio
     a, b = read(one), read(other)
     assert same(a, a) and same(a, b) == same(b, a)
     correct(rf"\boxed{{{one}}}", other)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"), [(r"\sqrt{8}", r"2\sqrt2"), ("2, 1", "1, 2"), ("3", "4"), ("yes", "yes")]
+)
+def test_a_second_opinion_is_shown_and_does_not_train(response: str, answer: str) -> None:
+    pytest.importorskip("math_verify")
+    alone = correct(rf"\boxed{{{response}}}", answer)
+    both = correct(rf"\boxed{{{response}}}", answer, second_opinion="math_verify")
+    assert both == {**alone, "math_verify": both["math_verify"], "total": alone["correct"]}
+    # Words are nothing that it is shown.
+    assert both["math_verify"] == (0.0 if response == "yes" else alone["correct"])
+
+
+def test_an_unknown_second_opinion_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is math_verify"):
+        correct("", "5", second_opinion="mathverify")
+
+
+def test_it_is_found_by_its_name() -> None:
+    assert load_reward("rewards.math:correct") is correct
+    assert getattr(correct, KEEPS_NOTHING)
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not on this machine")
