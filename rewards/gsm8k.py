@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.score import keeps_nothing
+from rewards.math.answers import MAX_LENGTH, final_answers
+from rewards.score import answers_checked_by, keeps_nothing
 
-MAX_LENGTH = 300
-"""Characters of an answer; a longer one is no number."""
 MAX_EXPONENT = 30
 """Of `1e5`: a larger one would make a number of any size."""
 
-BRACES = re.compile(r"(\\boxed\s*\{)|\\.|([{}])", re.DOTALL)
 WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]{1,40})\s*\}\s*\{\s*([0-9]{1,40})\s*\}")
 QUANTITY = re.compile(
@@ -38,7 +36,21 @@ ninety
 """Words that follow a number and are no unit: with them it is another number, or two."""
 
 
+def what_is_wrong(answer: str) -> str | None:
+    """What keeps a reference answer from being one number, or None.
+
+    >>> what_is_wrong("#### 72"), what_is_wrong("blue")
+    (None, "it names no number: 'blue'")
+    """
+    answers = final_answers(answer) or [answer]
+    numbers = {number_of(text) for text in answers}
+    if None in numbers:
+        return f"it names no number: {answers[-1][:80]!r}"
+    return "it has several boxes that differ" if len(numbers) != 1 else None
+
+
 @keeps_nothing
+@answers_checked_by(what_is_wrong)
 def correct(response: str, answer: str, **row: object) -> dict[str, float] | None:
     """`{"correct": 1.0}` if the response's final answer is the number `answer` names; None if `answer` names none.
 
@@ -51,41 +63,11 @@ def correct(response: str, answer: str, **row: object) -> dict[str, float] | Non
     >>> correct("The answer is 72.", "72"), correct(r"\\boxed{72} or \\boxed{73}", "72")
     ({'correct': 0.0}, {'correct': 0.0})
     """
-    wanted = {number_of(text) for text in final_answers(answer) or [answer]}
-    if None in wanted or len(wanted) != 1:
+    if what_is_wrong(answer) is not None:
         return None
+    wanted = {number_of(text) for text in final_answers(answer) or [answer]}
     given = {number_of(text) for text in final_answers(response)}
     return {"correct": float(given == wanted)}
-
-
-def final_answers(text: str) -> list[str]:
-    """Everything boxed, or else the line after the last `####`; a text without either has no answer.
-
-    >>> final_answers(r"\\boxed{\\frac{1}{2}}"), final_answers("#### 3\\n#### 4"), final_answers("5")
-    (['\\\\frac{1}{2}'], ['4'], [])
-    """
-    boxes = boxed(text)
-    if boxes:
-        return boxes
-    _, mark, rest = text.rpartition("####")
-    return [rest.strip().partition("\n")[0]] if mark else []
-
-
-def boxed(text: str) -> list[str]:
-    """The content of every `\\boxed{...}` whose braces balance, in one pass over the text."""
-    boxes, opened = [], []
-    for match in BRACES.finditer(text):
-        box, brace = match.groups()
-        if box:
-            opened.append(match.end())
-        elif brace == "{":
-            opened.append(None)
-        elif brace == "}" and opened:
-            start = opened.pop()
-            if start is not None:
-                # Cut here, or thousands of nested boxes would be copied thousands of times.
-                boxes.append(text[start : min(match.start(), start + MAX_LENGTH + 1)])
-    return boxes
 
 
 def number_of(text: str) -> Fraction | None:

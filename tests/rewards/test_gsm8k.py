@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.gsm8k import correct, final_answers, number_of
+from rewards.gsm8k import correct, number_of
+from rewards.math.answers import final_answers
+from rewards.score import ANSWER_CHECK
 
 TRAIN = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -113,6 +115,7 @@ def test_anything_else_is_wrong(response: str, answer: str) -> None:
 @pytest.mark.parametrize("answer", ["", "blue", "12,34", r"\boxed{1} \boxed{2}", "#### ?"])
 def test_an_answer_that_is_no_number_cannot_be_judged(answer: str) -> None:
     assert correct("#### 72", answer) is None
+    assert getattr(correct, ANSWER_CHECK)(answer)
 
 
 @pytest.mark.parametrize(
