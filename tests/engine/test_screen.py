@@ -89,6 +89,26 @@ def test_a_dumb_terminal_gets_no_control_codes() -> None:
     assert "\x1b" not in in_terminal("ends", TERM="dumb")
 
 
+BLOCK = """
+import sys
+from engine.live_view import Shown
+from engine.screen import Screen
+look = lambda: Shown(name="m", steps=1, elapsed_s=0, since_step_s=0, doing="", doing_s=0, done=(), held_out=())
+screen = Screen(look)
+screen.block(["[red]one[/red] :smile:", "gr\u00f6\u00dfer \u65e5 " + "x" * 300])
+screen.close()
+"""
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "größer 日 "), ("ascii", "gr\\xf6\\xdfer \\u65e5 ")])
+def test_a_block_is_no_markup_and_is_printed_in_every_encoding(encoding: str, shown: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout.decode(encoding).splitlines() == ["[red]one[/red] :smile:", shown + "x" * 300]
+
+
 def test_no_color_is_honoured() -> None:
     assert "\x1b[38;" in in_terminal("ends")
     assert "\x1b[38;" not in in_terminal("ends", NO_COLOR="1")
