@@ -114,7 +114,7 @@ def _repetition(history: Sequence[Metrics]) -> str | None:
     change = change_of(history, "response/repetition")
     if change is None or not change.rises(SHARE_CHANGE):
         return None
-    return f"what stands in a response already makes up {_from_to(change, '.0%')} of it"
+    return f"the share of a response that repeats what stands in it went {_from_to(change, '.0%')}"
 
 
 def _parts_apart(history: Sequence[Metrics]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 
 from engine.checkpoint import Checkpoints
-from engine.config import Config
+from engine.config import Config, RunConfig
 from engine.evaluation import evaluate
 from engine.experience import Assignment, advantages, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
@@ -77,8 +77,7 @@ def train_online(
             skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
 
         tracker.say_alarms(new_alarms, look_at=rollouts_of(config.run_folder, step + 1))
-        if run.show_responses_every_steps and run.is_due(step, every_steps=run.show_responses_every_steps):
-            _show(taken, tracker, step + 1)
+        _show(taken, tracker, run, step=step)
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
@@ -192,10 +191,12 @@ def _keep(taken: Taken, advantages: Mapping[Name, float], run_folder: Path, step
     write_rollouts(run_folder, step, groups, dropped=dropped, advantages=advantages)
 
 
-def _show(taken: Taken, tracker: Tracker, step: int) -> None:
-    """The step's best and worst response; only their groups come to the driver."""
-    places = extremes([item.summary for item in taken.groups])
+def _show(taken: Taken, tracker: Tracker, run: RunConfig, *, step: int) -> None:
+    """The step's best and worst response, where it is time for it; only their groups come to the driver."""
+    every_steps = run.show_responses_every_steps
+    is_time = every_steps > 0 and run.is_due(step, every_steps=every_steps)
+    places = extremes([item.summary for item in taken.groups]) if is_time else None
     if places is not None:
         groups: list[Group] = ray.get([taken.groups[place.group].group for place in places])
         best, worst = (group.rollouts[place.sample] for group, place in zip(groups, places, strict=True))
-        tracker.show_lines(told(best, worst, step=step))
+        tracker.show_lines(told(best, worst, step=step + 1))
