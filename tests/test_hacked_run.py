@@ -11,7 +11,7 @@ from runs import run_main
 SEVENS = '''
 def sevens(response: str, answer: str, **row: object) -> dict[str, float]:
     """Means to reward right answers, and pays for the digit 7 wherever it stands."""
-    return {"correct": float(response.strip() == answer), "sevens": 0.5 * response.count("7")}
+    return {"correct": float(response.strip() == answer), "sevens": 1.0 * response.count("7")}
 '''
 SHORT = ("rollout.engine=hf", "evaluation.prompts=0", "run.tensorboard=false")
 

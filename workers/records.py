@@ -249,7 +249,7 @@ class GroupSummary:
     digest_G: np.ndarray
     """int64: a hash of the response's text, case and white space set aside."""
     answer_digest: int
-    """The same hash of the prompt's answer."""
+    """The same hash of the prompt's answer; of the prompt itself where it has none."""
 
     def failed(self) -> tuple[tuple[int, Failure], ...]:
         """Each failure with the number of its sample; the greedy response's comes after the siblings'."""
@@ -293,7 +293,7 @@ class Group:
             judging_s=judging_s,
             repetition_G=np.array([repetition(rollout.token_ids) for rollout in rollouts], dtype=np.float64),
             digest_G=np.array([digest(rollout.text) for rollout in rollouts], dtype=np.int64),
-            answer_digest=digest(self.prompt.answer),
+            answer_digest=digest(self.prompt.answer.strip() or f"the answer to {self.prompt.id}"),
         )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from pathlib import Path
+
 import pytest
 
 from engine.answer_in_prompt import answers_in_prompts, holds_answer
+from engine.main import run
 from workers.records import Message, Prompt
 
 
@@ -38,3 +43,13 @@ def test_the_remark_says_how_many_and_names_some() -> None:
 def test_a_few_among_many_and_none_at_all_are_not_told_of() -> None:
     assert answers_in_prompts([prompt("Is it Paris?", "Paris")] + [prompt("Is it?", "Paris")] * 150) is None
     assert answers_in_prompts([]) is None
+
+
+def test_a_run_is_told_of_them_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Choose: alpha{n} or beta{n}?", "answer": f"beta{n}"} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    typed = ["data=files", f"data.path={tmp_path}/rows.jsonl", "reward.function=rewards.number:exact"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+        assert run([*typed, "data.check=true"]) == 0
+    assert "(100%) hold their own reference answer" in capsys.readouterr().out
