@@ -31,13 +31,24 @@ from workers.config import (
     TuningConfig,
 )
 
-__all__ = ["Bounds", "ChecksConfig", "Config", "ConfigError", "EvaluationConfig", "Resume", "RunConfig"]
+__all__ = ["Bounds", "ChecksConfig", "Config", "ConfigError", "EvaluationConfig", "OnAlarm", "Resume", "RunConfig"]
 __all__ += ["cluster_address", "help_text", "load_config", "load_config_for_cluster"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
 OPEN_SECTIONS = ("algo", "data")
 OWN_MODEL = "model=own"
+
+
+class OnAlarm(Enum):
+    """What a sign that the reward is being hacked leads to."""
+
+    WARN = "warn"
+    """It is told, and the run goes on."""
+    STOP = "stop"
+    """The run stops."""
+    OFF = "off"
+    """Nobody looks for signs."""
 
 
 class Resume(Enum):
@@ -71,6 +82,8 @@ class RunConfig:
     """auto goes on from the newest valid checkpoint of the same run; never starts over."""
     keep_rollouts_every_steps: int = 10
     """Steps between two files of rollouts, for people and for replay; 0 keeps only the last step's."""
+    show_responses_every_steps: int = 10
+    """Steps between two times that a step's best and worst response are printed; 0 never prints any."""
     tensorboard: bool = True
     """Curves, beside metrics.jsonl."""
 
@@ -138,6 +151,9 @@ class ChecksConfig:
     """How far the policy may be from its reference before the first update."""
     max_skipped_steps: int = 3
     """Steps in a row that may be skipped for a gradient that is not finite; one more stops the run."""
+    alarms: OnAlarm = OnAlarm.WARN
+    """Signs that the policy learns to please the reward in another way than was meant (engine/alarms.py lists them):
+    warn tells of them, stop ends the run at the first, off does not look."""
 
     def bounds(self, precision: Precision, quantization: Quantization = Quantization.NONE) -> Bounds:
         """Every bound as a number above 0."""

@@ -63,6 +63,7 @@ FROM_ZERO = (
     "run.epochs",
     "run.save_every_steps",
     "run.keep_rollouts_every_steps",
+    "run.show_responses_every_steps",
     "run.seed",
 )
 SHARES = (

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from engine.checkpoint import Checkpoints
-from engine.config import Config
+from engine.config import Config, RunConfig
 from engine.evaluation import evaluate
 from engine.experience import Assignment, advantages, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
 from engine.resume import Progress, save_progress
-from engine.rollout_files import write_rollouts
+from engine.rollout_files import Dropped, FailureList, Name, rollouts_of, write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
+from engine.shown_responses import extremes, told
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
 from workers.records import AlgorithmState, Group, Metrics
@@ -39,6 +40,7 @@ def train_online(
         seed=run.seed,
         next_draw=start.next_draw,
         first_version=start.step,
+        list_failures=FailureList(config.run_folder / "failures.jsonl", after_step=start.step).add,
     )
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     workers.publish_weights(version=start.step)
@@ -56,10 +58,10 @@ def train_online(
                 with tracker.phase("reference"):
                     said = _asked(batch, config, workers)
                 with tracker.phase("credit"):
-                    credited, figures = _credited(batch, said, config, state, workers)
-                    metrics |= figures
+                    credited = _credited(batch, said, config, state, workers)
+                    metrics |= credited.metrics
                 with tracker.phase("update"):
-                    metrics |= _updated(batch, credited, config, state, workers, step=step)
+                    metrics |= _updated(batch, credited.rows, config, state, workers, step=step)
                     check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
                 with tracker.phase("publish"):
                     published = workers.publish_weights(version=step + 1)
@@ -69,10 +71,13 @@ def train_online(
                         workers.reference.follow(published.manifest, share=algorithm.reference_refresh.share)
 
             state = algorithm.next_state(state, metrics)
-            if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"]:
-                write_rollouts(config.run_folder / "rollouts", step + 1, _fetch(taken))
+            new_alarms = tracker.alarms(metrics)
+            if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"] or new_alarms:
+                _keep(taken, credited.advantages, config.run_folder, step + 1)
             skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
 
+        tracker.say_alarms(new_alarms, look_at=rollouts_of(config.run_folder, step + 1))
+        _show(taken, tracker, run, step=step)
         if run.is_due(step, every_steps=config.evaluation.every_steps):
             _measure(config, task, workers, tracker, step=step + 1)
         if run.is_due(step, every_steps=run.save_every_steps):
@@ -107,10 +112,18 @@ def _asked(batch: Assignment, config: Config, workers: Workers) -> _Said:
     )
 
 
-def _credited(
-    batch: Assignment, said: _Said, config: Config, state: AlgorithmState, workers: Workers
-) -> tuple[Sequence[ray.ObjectRef], Metrics]:
-    """What each response is worth, and then each of its tokens: references to what a critic has to learn from it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Credited:
+    """What each response is worth, and then each of its tokens."""
+
+    rows: Sequence[ray.ObjectRef]
+    """What a critic has to learn from it."""
+    advantages: Mapping[Name, float]
+    """Of the responses that are learned from; empty where credit is given token by token."""
+    metrics: Metrics
+
+
+def _credited(batch: Assignment, said: _Said, config: Config, state: AlgorithmState, workers: Workers) -> _Credited:
     divergence = workers.policy.look(
         batch.shares,
         config.algo,
@@ -120,7 +133,13 @@ def _credited(
         groups=batch.groups,
     )
     own, metrics = advantages(batch, config.algo, state, divergence=divergence)
-    return workers.policy.credit(own, config.algo, state), metrics
+    names = [[(row.draw, row.sample) for update in share for row in update.rows] for share in batch.shares]
+    worth = {name: float(one) for rank in zip(names, own, strict=True) for name, one in zip(*rank, strict=True)}
+    return _Credited(
+        rows=workers.policy.credit(own, config.algo, state),
+        advantages={} if config.algo.credits_tokens else worth,
+        metrics=metrics,
+    )
 
 
 def _updated(
@@ -163,5 +182,21 @@ def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracke
             tracker.held_out(step, evaluate(task.held_out, workers, config))
 
 
-def _fetch(taken: Taken) -> list[Group]:
-    return ray.get([item.group for item in taken.groups])
+def _keep(taken: Taken, advantages: Mapping[Name, float], run_folder: Path, step: int) -> None:
+    groups: list[Group] = ray.get([item.group for item in taken.groups])
+    passed_over: list[Group] = ray.get([item.taken.group for item in taken.passed_over])
+    dropped = [
+        Dropped(group=group, reason=item.reason) for group, item in zip(passed_over, taken.passed_over, strict=True)
+    ]
+    write_rollouts(run_folder, step, groups, dropped=dropped, advantages=advantages)
+
+
+def _show(taken: Taken, tracker: Tracker, run: RunConfig, *, step: int) -> None:
+    """The step's best and worst response, where it is time for it; only their groups come to the driver."""
+    every_steps = run.show_responses_every_steps
+    is_time = every_steps > 0 and run.is_due(step, every_steps=every_steps)
+    places = extremes([item.summary for item in taken.groups]) if is_time else None
+    if places is not None:
+        groups: list[Group] = ray.get([taken.groups[place.group].group for place in places])
+        best, worst = (group.rollouts[place.sample] for group, place in zip(groups, places, strict=True))
+        tracker.show_lines(told(best, worst, step=step + 1))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from engine.rollout_stream import Taken
-from workers.records import Metrics
+from workers.records import GroupSummary, Metrics
 from workers.tally import UpdateReport
+
+NOT_PARTS = frozenset(
+    f"reward/{name}"
+    for name in ("mean", "std", "greedy_responses", "judging_s", "unjudged_share", "uniform_groups_share")
+)
+"""Metrics of the reward as a whole; every other one that begins like them is a named part of it."""
 
 
 def of_rollouts(taken: Taken) -> Metrics:
@@ -31,12 +38,38 @@ def of_rollouts(taken: Taken) -> Metrics:
         "response_length/mean": float(lengths.mean()),
         "response_length/max": float(lengths.max()),
         "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),
+        "response/repetition": float(np.mean(np.concatenate([s.repetition_G for s in summaries]))),
+        "response/repeated_across_prompts": repeated_across_prompts(summaries),
         "tokens": float(lengths.sum() + prompt_tokens),
         "groups/drawn": float(taken.drawn),
         "groups/carried": float(taken.carried),
         "groups/kept": float(len(taken.groups)),
         **{f"dropped_groups/{reason}": float(count) for reason, count in taken.dropped.items()},
+        **{
+            f"reward_failures/{kind}": float(count)
+            for kind, count in sorted(Counter(failure.kind.value for failure in taken.failures).items())
+        },
     }
+
+
+def repeated_across_prompts(summaries: Sequence[GroupSummary]) -> float:
+    """Of the rewarded responses, the share whose text is also rewarded under a prompt with another answer; 0 without
+    any.
+
+    Rewarded is what scores above the step's mean, or the same as all where that is above 0.
+    """
+    scores = np.concatenate([summary.score_G for summary in summaries])
+    mean = np.nanmean(scores)
+    with np.errstate(invalid="ignore"):
+        rewarded = (scores > mean) | ((scores >= mean - 1e-9) & (scores > 0))
+    digests = np.concatenate([summary.digest_G for summary in summaries])[rewarded]
+    sizes = [len(summary.score_G) for summary in summaries]
+    answers = np.repeat([summary.answer_digest for summary in summaries], sizes)[rewarded]
+    under: dict[int, set[int]] = {}
+    for digest, answer in zip(digests.tolist(), answers.tolist(), strict=True):
+        under.setdefault(digest, set()).add(answer)
+    shared = sum(len(under[digest]) > 1 for digest in digests.tolist())
+    return shared / len(digests) if len(digests) else 0.0
 
 
 def of_update(reports: Sequence[UpdateReport]) -> Metrics:

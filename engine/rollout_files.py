@@ -1,31 +1,79 @@
-"""Rollouts on disk: a jsonl to read, a safetensors to replay."""
+"""Rollouts on disk: a jsonl to read, a safetensors to replay; and the list of responses that were not judged.
+
+`rollouts/step_000010.jsonl` has a line for each response that was sampled for step 10: those it learned from, a group's
+greedy one behind its siblings, and behind them all the groups that dynamic sampling passed over. Each is an object of
+
+    id            of the prompt
+    draw, sample  the response's name: the prompt's place in the run, and which of its responses
+    greedy        true for the one without chance, which is compared with and not learned from
+    dropped       why dynamic sampling passed over its group; null for one that was kept
+    data_source   that column of the prompt's row; null without one
+    prompt        its messages, as [{"role", "content"}, ...]
+    response      the text that was judged, special tokens left out
+    answer        the prompt's reference answer
+    score, parts  what the reward said, and what it is made of by name; or instead of both
+    failure, reason   the kind of failure, and what went wrong
+    advantage     of the response; null for one that is not learned from, and where credit is given token by token
+    stop          end: it ended by itself; length: it was cut off
+    tokens        of the response
+    versions      which weights sampled which tokens, as [[first, end, version], ...]; a tool's tokens are in none
+
+Every line is JSON in UTF-8 on one line whatever a model wrote: half of a surrogate pair is written as an escape.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from rewards.score import Score
-from workers.records import Group, ScoredRollout
+from rewards.spec import ROUTING_COLUMN
+from workers.records import Group, GroupSummary, ScoredRollout
+
+Name = tuple[int, int]
+"""Of a response: draw and sample."""
+
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON leaves as they are and some readers take for the end of a line."""
+MOST_FAILURE_BYTES = 16 * 2**20
+MOST_REASON_CHARACTERS = 2000
 
 
-def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> None:
-    """`step_000010.jsonl`: a line a response, for people. `step_000010.safetensors`: the same rows' exact tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A group that the step did not learn from."""
+
+    group: Group
+    reason: str
+
+
+def write_rollouts(
+    run_folder: Path,
+    step: int,
+    groups: Sequence[Group],
+    *,
+    dropped: Sequence[Dropped],
+    advantages: Mapping[Name, float],
+) -> None:
+    """`step_000010.jsonl`: a line a response, for people. `step_000010.safetensors`: the exact tokens of those that
+    were learned from, which are the lines with neither `greedy` nor `dropped`, in the same order.
 
     The tensors are flat over all rows; `offset` says where each row's response starts, `prompt_offset` where its
     prompt does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"step_{step:06d}"
-    rows = [scored for group in groups for scored in group.rollouts]
-    with stem.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-        for scored in rows:
-            file.write(json.dumps(_readable(scored), ensure_ascii=False) + "\n")
-    rollouts = [scored.rollout for scored in rows]
+    readable = rollouts_of(run_folder, step)
+    readable.parent.mkdir(parents=True, exist_ok=True)
+    told = [
+        *(line for group in groups for line in _lines(group, advantages, reason=None)),
+        *(line for item in dropped for line in _lines(item.group, {}, reason=item.reason)),
+    ]
+    readable.write_bytes(b"".join(as_line(line) for line in told))
+    rollouts = [scored.rollout for group in groups for scored in group.rollouts]
     save_file(
         {
             "draw": np.array([rollout.draw for rollout in rollouts], dtype=np.int64),
@@ -40,25 +88,82 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> None:
                 [np.array(rollout.prompt.token_ids, dtype=np.int32) for rollout in rollouts]
             ),
         },
-        stem.with_suffix(".safetensors"),
+        readable.with_suffix(".safetensors"),
     )
 
 
-def _readable(scored: ScoredRollout) -> dict[str, object]:
+def rollouts_of(run_folder: Path, step: int) -> Path:
+    """Where a run keeps the responses of a step (from 1), if it does."""
+    return run_folder / "rollouts" / f"step_{step:06d}.jsonl"
+
+
+class FailureList:
+    """`failures.jsonl`: a line for each response that was not judged, `{"step", "id", "draw", "sample", "kind",
+    "reason"}`, until the file is large; further ones are only counted, in the metrics `reward_failures/<kind>`."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """What an earlier run listed of later steps is forgotten: they are done again."""
+        self._path = path
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            path.write_bytes(b"".join(line for line in lines if json.loads(line)["step"] <= after_step))
+
+    def add(self, step: int, summary: GroupSummary) -> None:
+        """Those of one group; `step` is from 1."""
+        with self._path.open("ab") as file:
+            for sample, failure in summary.failed():
+                line = as_line(
+                    {
+                        "step": step,
+                        "id": summary.prompt_id,
+                        "draw": summary.draw,
+                        "sample": sample,
+                        "kind": failure.kind.value,
+                        "reason": failure.reason[:MOST_REASON_CHARACTERS],
+                    }
+                )
+                if file.tell() + len(line) <= MOST_FAILURE_BYTES:
+                    file.write(line)
+
+
+def as_line(row: Mapping[str, object]) -> bytes:
+    """One JSON object on one line of UTF-8, whatever its texts hold."""
+    text = json.dumps(row, ensure_ascii=False).translate(LINE_ENDS)
+    # Only half of a surrogate pair cannot be encoded; Python's replacement for it is also JSON's escape.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _lines(group: Group, advantages: Mapping[Name, float], *, reason: str | None) -> Iterable[dict[str, object]]:
+    for scored in group.rollouts:
+        yield _readable(scored, advantages, is_greedy=False, reason=reason)
+    if group.greedy is not None:
+        yield _readable(group.greedy, {}, is_greedy=True, reason=reason)
+
+
+def _readable(
+    scored: ScoredRollout, advantages: Mapping[Name, float], *, is_greedy: bool, reason: str | None
+) -> dict[str, object]:
     rollout, judgement = scored.rollout, scored.judgement
     if isinstance(judgement, Score):
         verdict: dict[str, object] = {"score": judgement.total, "parts": dict(judgement.parts)}
     else:
         verdict = {"failure": judgement.kind.value, "reason": judgement.reason}
+    source = rollout.prompt.row.get(ROUTING_COLUMN)
     return {
         "id": rollout.prompt.id,
         "draw": rollout.draw,
         "sample": rollout.sample,
+        "greedy": is_greedy,
+        "dropped": reason,
+        "data_source": None if source is None else str(source),
         "prompt": [{"role": message.role, "content": message.content} for message in rollout.prompt.messages],
         "response": rollout.text,
         "answer": rollout.prompt.answer,
-        "stop": rollout.stop.value,
         **verdict,
+        "advantage": advantages.get((rollout.draw, rollout.sample)),
+        "stop": rollout.stop.value,
+        "tokens": len(rollout.token_ids),
+        "versions": [[span.start, span.end, span.version] for span in rollout.spans if span.sampled],
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,14 @@ class TakenGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassedOver:
+    """A group that dynamic sampling did not keep."""
+
+    taken: TakenGroup
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
     """What a step learns from, in draw order, and why other groups were passed over."""
 
@@ -54,6 +62,9 @@ class Taken:
     """Groups that were judged for this step."""
     carried: int
     """Of `groups`: left over from the step before."""
+    passed_over: tuple[PassedOver, ...]
+    failures: tuple[Failure, ...]
+    """Of all groups that were judged for this step."""
 
 
 def ask(workers: Workers, request: GroupRequest) -> tuple[ObjectRef, ObjectRef]:
@@ -91,6 +102,8 @@ class _InFlight:
 class _Harvest:
     """What a step has so far."""
 
+    step: int
+    """From 1."""
     kept: list[TakenGroup]
     passed_over: list[TakenGroup] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -113,8 +126,11 @@ class RolloutStream:
         seed: int,
         next_draw: int,
         first_version: int,
+        list_failures: Callable[[int, GroupSummary], None],
     ) -> None:
-        """`next_draw`: where the run's ledger stands; `first_version`: of the first weights that are sampled from."""
+        """`next_draw`: where the run's ledger stands; `first_version`: of the first weights that are sampled from;
+        `list_failures` is told of each group with responses that could not be judged, and its step (from 1)."""
+        self._list_failures = list_failures
         self._prompts, self._workers, self._algorithm, self._seed = prompts, workers, algorithm, seed
         self._rollout, self._reward = rollout, reward
         self._sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_response_tokens)
@@ -140,7 +156,7 @@ class RolloutStream:
         """
         size = self._rollout.prompts_per_step
         fresh = [item for item in self._surplus if item.summary.version >= version - 1]
-        harvest = _Harvest(kept=fresh[:size])
+        harvest = _Harvest(step=version + 1, kept=fresh[:size])
         stale = len(self._surplus) - len(fresh)
         self._surplus = fresh[size:]
         carried = len(harvest.kept)
@@ -164,6 +180,10 @@ class RolloutStream:
             dropped=+harvest.dropped,
             drawn=harvest.judged,
             carried=carried,
+            passed_over=tuple(
+                PassedOver(taken=item, reason=str(self._algorithm.keep(item.summary))) for item in harvest.passed_over
+            ),
+            failures=tuple(harvest.failures),
         )
 
     def _gather(self, harvest: _Harvest) -> None:
@@ -173,6 +193,8 @@ class RolloutStream:
         taken = TakenGroup(summary=summary, group=oldest.group)
         harvest.judged += 1
         harvest.failures += summary.failures
+        if summary.failures:
+            self._list_failures(harvest.step, summary)
         groups = max(harvest.judged, self._rollout.prompts_per_step)
         responses = self._rollout.responses_per_prompt + self._algorithm.needs.greedy
         allowed = int(self._reward.max_failure_fraction * groups * responses)
@@ -215,6 +237,7 @@ class RolloutStream:
             for item in harvest.passed_over[:missing]:
                 groups.append(item)
                 harvest.dropped[self._algorithm.keep(item.summary)] -= 1
+            del harvest.passed_over[:missing]
         elif missing and (dynamic.exhausted is Exhausted.ERROR or not groups):
             raise NotEnoughGroups(
                 f"of {harvest.judged} groups only {len(groups)} teach anything, and the step needs {size} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -42,6 +42,13 @@ class Screen:
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_row(Text(time, style="dim", no_wrap=True), Text(text, overflow="fold"))
         self.console.print(line)
+
+    def block(self, lines: Sequence[str]) -> None:
+        """Lines that belong together, a long one folded where there is a terminal. They may hold what a model wrote:
+        nothing in them is markup, and what the output cannot encode is written as an escape."""
+        encoding = self.console.encoding
+        text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(Text(text, overflow="fold"), soft_wrap=not self.is_live)
 
     def show(self, picture: RenderableType) -> None:
         """Something that has a form of its own, for a terminal."""

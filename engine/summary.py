@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmTold:
+    """One sign of a hacked reward that the run had."""
+
+    name: str
+    first_step: int
+    steps: int
+    """How many steps had it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """A finished run."""
 
@@ -54,6 +64,7 @@ class Summary:
     """Since the process started."""
     comparisons: tuple[Comparison, ...]
     answers: tuple[Answer, ...]
+    alarms: tuple[AlarmTold, ...]
     largest_gap: float
     """Between the rollout engine's and the trainer's log-prob of one token; 0 where nothing was sampled."""
     export: Path
@@ -67,6 +78,7 @@ class Summary:
         answers = [{"asked": one.asked, "answered": one.answered, "verdict": one.verdict} for one in self.answers]
         places = {"export": str(self.export), "folder": str(self.folder)}
         rest = {"logprob_gap_max": self.largest_gap, "wall_s": round(self.wall_s, 2), "answers": answers}
+        rest |= {"alarms": [asdict(alarm) for alarm in self.alarms]}
         return json.dumps(numbers | places | rest | {"origin": asdict(self.origin)}, indent=1) + "\n"
 
     def lines(self) -> tuple[str, ...]:
@@ -74,6 +86,7 @@ class Summary:
         return (
             *(f"asked {_short(one.asked)}: answered {_short(one.answered)} ({one.verdict})" for one in self.answers),
             *(f"held out, {one.name}: {one.before:.3f} before, {one.after:.3f} after" for one in self.comparisons),
+            *(f"alarm {one.name}: in {one.steps} steps, first in step {one.first_step}" for one in self.alarms),
             f"the model is in {self.export}, everything else in {self.folder}",
         )
 
@@ -90,6 +103,11 @@ class Summary:
             for one in self.answers:
                 answers.add_row(Text(_short(one.asked)), Text(_short(one.answered)), one.verdict)
             parts += [answers, Text()]
+        if self.alarms:
+            signs = _table("alarm", "first step", "steps")
+            for one in self.alarms:
+                signs.add_row(one.name, str(one.first_step), str(one.steps))
+            parts += [signs, Text()]
         places = Table.grid(padding=(0, 3, 0, 0))
         for what, where in (("the model", self.export), ("everything else", self.folder)):
             places.add_row(Text(what, style="dim"), Text(str(where), overflow="fold"))
@@ -116,11 +134,18 @@ def summarize(
         wall_s=wall_s,
         comparisons=tuple(Comparison(name=name, before=own[0], after=own[-1]) for name, own in histories.items()),
         answers=tuple(_answer(scored) for scored in responses),
+        alarms=tuple(_alarms(steps)),
         largest_gap=max((row["logprob_gap_max"] for row in steps if "logprob_gap_max" in row), default=0.0),
         export=export,
         folder=folder,
         origin=origin,
     )
+
+
+def _alarms(steps: Sequence[Metrics]) -> Iterator[AlarmTold]:
+    for name in dict.fromkeys(name for row in steps for name in row if name.startswith("alarms/")):
+        own = [int(row["step"]) for row in steps if name in row]
+        yield AlarmTold(name=name.removeprefix("alarms/"), first_step=own[0], steps=len(own))
 
 
 def _answer(scored: ScoredRollout) -> Answer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.answer_in_prompt import answers_in_prompts
 from engine.config import Config
 from engine.data.bad_rows import BadRows, Tolerance
 from engine.data.base import DataError, Split
@@ -82,7 +83,10 @@ def prepare_online(config: Config) -> OnlineTask:
         prompts=train,
         held_out=held_out,
         rewards=rewards,
-        remarks=_remarks(dropped=(*too_long, *too_long_held_out), truncated=(), room=room),
+        remarks=(
+            *_remarks(dropped=(*too_long, *too_long_held_out), truncated=(), room=room),
+            *filter(None, [answers_in_prompts(train)]),
+        ),
         bad=bad,
         fingerprint=fingerprint(rows),
     )

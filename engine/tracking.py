@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import psutil
 import yaml
 
-from engine.config import Config
+from engine.alarms import Alarm, HackingSuspected, alarms, begun
+from engine.config import Config, OnAlarm
 from engine.live_view import Shown
 from engine.origin import origin_of
 from engine.screen import Screen
@@ -58,6 +59,7 @@ class Tracker:
         self._step = 0
         self._phases: Metrics = {}
         self._labels: dict[str, str] = {}
+        self._on_alarm = config.checks.alarms
         self._step_began = time.monotonic()
         self._doing, self._doing_since = "", time.monotonic()
         self._screen = Screen(self._look)
@@ -109,6 +111,29 @@ class Tracker:
         started = time.monotonic()
         yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
+
+    def alarms(self, metrics: Metrics) -> tuple[Alarm, ...]:
+        """Marks in a step's metrics the signs of a hacked reward that hold after it. Returns those that are new."""
+        if self._on_alarm is OnAlarm.OFF:
+            return ()
+        holding = alarms([*self._done, metrics])
+        metrics |= {alarm.metric: 1.0 for alarm in holding}
+        return begun(self._done, holding)
+
+    def say_alarms(self, new: Sequence[Alarm], *, look_at: Path) -> None:
+        """Raises HackingSuspected where the run is to stop at one."""
+        lines = [f"alarm {alarm.name}: after step {self._step} {alarm.told}; look at {look_at}" for alarm in new]
+        for line in lines:
+            self.say(line)
+        if lines and self._on_alarm is OnAlarm.STOP:
+            raise HackingSuspected(
+                "\n".join([f"an alarm began, and checks.alarms is {self._on_alarm.value}:", *lines])
+                + "\nMend the reward, or go on with checks.alarms=warn."
+            )
+
+    def show_lines(self, lines: Sequence[str]) -> None:
+        """A block of lines, which may hold what a model wrote."""
+        self._screen.block(lines)
 
     def label(self, name: str, text: str) -> None:
         """A fact of the step that is not a number."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rewards.score import Judgement, Score
+from rewards.score import Failure, Judgement, Score
+from workers.text_figures import digest, repetition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,7 +220,8 @@ class GroupSummary:
     Example:
         GroupSummary(draw=7, prompt_id="arithmetic-1234", score_G=[1.0, nan], length_G=[3, 3], action_tokens_G=[3, 3],
                      prompt_length=9, truncated_G=[False, False], greedy=None, version=2, failures=(Failure(...),),
-                     parts={"correct": 1.0}, judging_s=0.002)
+                     parts={"correct": 1.0}, judging_s=0.002, repetition_G=[0.0, 0.0], digest_G=[-81, 4096],
+                     answer_digest=-81)
     """
 
     draw: int
@@ -236,11 +238,25 @@ class GroupSummary:
     """None where the algorithm did not ask for one."""
     version: int
     """The oldest weights that sampled any of its tokens."""
-    failures: tuple[Judgement, ...]
+    failures: tuple[Failure, ...]
+    """Of the siblings in sample order, then of the greedy response."""
     parts: Mapping[str, float]
     """Mean of each named part over the judged responses."""
     judging_s: float
     """That the reward took for all of them."""
+    repetition_G: np.ndarray
+    """float64: share of the response that stands in it already."""
+    digest_G: np.ndarray
+    """int64: a hash of the response's text, case and white space set aside."""
+    answer_digest: int
+    """The same hash of the prompt's answer; of the prompt itself where it has none."""
+
+    def failed(self) -> tuple[tuple[int, Failure], ...]:
+        """Each failure with the number of its sample; the greedy response's comes after the siblings'."""
+        samples = np.flatnonzero(np.isnan(self.score_G)).tolist()
+        if self.greedy is not None and np.isnan(self.greedy.score):
+            samples.append(len(self.score_G))
+        return tuple(zip(samples, self.failures, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,10 +287,13 @@ class Group:
             failures=tuple(
                 judgement
                 for judgement in (*judgements, *((self.greedy.judgement,) if self.greedy else ()))
-                if not isinstance(judgement, Score)
+                if isinstance(judgement, Failure)
             ),
             parts={name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names},
             judging_s=judging_s,
+            repetition_G=np.array([repetition(rollout.token_ids) for rollout in rollouts], dtype=np.float64),
+            digest_G=np.array([digest(rollout.text) for rollout in rollouts], dtype=np.int64),
+            answer_digest=digest(self.prompt.answer.strip() or f"the answer to {self.prompt.id}"),
         )
 
 

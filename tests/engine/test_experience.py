@@ -45,7 +45,7 @@ def taken(
         draw=draw, prompt_id=f"p{draw}", score_G=np.array(scores, dtype=np.float64), length_G=length_G,
         action_tokens_G=np.array(actions) if actions else length_G, prompt_length=5,
         truncated_G=np.array(truncated or [False] * len(scores)), greedy=greedy, version=0, failures=(), parts={},
-        judging_s=0.0,
+        judging_s=0.0, repetition_G=np.zeros(len(scores)), digest_G=np.arange(len(scores)), answer_digest=0,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=f"group {draw}")
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine.metrics import of_rollouts, of_update
 from engine.rollout_stream import Taken, TakenGroup
+from rewards.score import Failure, FailureKind
 from workers.records import GreedyOutcome, GroupSummary
 from workers.tally import UpdateReport
 
@@ -18,6 +19,7 @@ NAN = float("nan")
 
 def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **fields: object) -> TakenGroup:
     settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "greedy": None, "parts": {}, "judging_s": 0.5}
+    settings |= {"repetition_G": np.zeros(len(scores)), "digest_G": np.arange(len(scores)), "answer_digest": 0}
     settings |= fields
     summary = GroupSummary(
         draw=0, prompt_id="p", score_G=np.array(scores), length_G=np.array(lengths), version=0, failures=(),
@@ -27,9 +29,16 @@ def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **
 
 
 def figures(
-    *groups: TakenGroup, dropped: dict[str, int] | None = None, drawn: int = 0, carried: int = 0
+    *groups: TakenGroup,
+    dropped: dict[str, int] | None = None,
+    drawn: int = 0,
+    carried: int = 0,
+    failures: tuple[Failure, ...] = (),
 ) -> dict[str, float]:
-    return of_rollouts(Taken(groups=groups, dropped=Counter(dropped or {}), drawn=drawn, carried=carried))
+    taken = Taken(
+        groups=groups, dropped=Counter(dropped or {}), drawn=drawn, carried=carried, passed_over=(), failures=failures
+    )
+    return of_rollouts(taken)
 
 
 def report(contributions: dict[str, float], maxima: dict[str, float], *, skipped: int = 0) -> UpdateReport:
@@ -85,6 +94,41 @@ def test_greedy_responses_are_counted_and_are_in_no_mean() -> None:
     seen = figures(group([1.0, 0.0], lengths=[1, 1], greedy=greedy), group([0.5], lengths=[1]))
     assert seen["reward/greedy_responses"] == 1.0
     assert seen["reward/mean"] == pytest.approx(0.5) and seen["response_length/mean"] == 1.0
+
+
+def test_failures_are_counted_by_kind() -> None:
+    kinds = (FailureKind.TIMEOUT, FailureKind.CRASH, FailureKind.TIMEOUT)
+    seen = figures(group([1.0], lengths=[1]), failures=tuple(Failure(kind=kind, reason="") for kind in kinds))
+    assert {name: value for name, value in seen.items() if "failures" in name} == {
+        "reward_failures/crash": 1.0, "reward_failures/timeout": 2.0,
+    }  # fmt: skip
+
+
+def texts(scores: list[float], digests: list[int], *, answer: int) -> TakenGroup:
+    return group(scores, lengths=[1] * len(scores), digest_G=np.array(digests), answer_digest=answer)
+
+
+@pytest.mark.parametrize(
+    ("groups", "share"),
+    [
+        ([texts([1, 0], [7, 8], answer=7), texts([1, 0], [9, 7], answer=9)], 0.0),  # honest: 7 is wrong for 9
+        ([texts([1, 1], [7, 7], answer=7), texts([1, 0], [7, 7], answer=9)], 1.0),  # 7 pays under both
+        ([texts([1, 1], [7, 7], answer=7), texts([1, 0], [7, 7], answer=7)], 0.0),  # and should
+        ([texts([1, 1], [7, 1], answer=7), texts([1, 1], [7, 2], answer=9)], 0.5),  # everything pays
+        ([texts([0, 0], [7, 7], answer=7), texts([0, 0], [7, 7], answer=9)], 0.0),  # nothing does
+        ([texts([1, NAN], [7, 7], answer=7), texts([0, NAN], [7, 7], answer=9)], 0.0),  # who was not judged is not paid
+    ],
+)
+def test_the_share_of_rewarded_texts_that_pay_under_another_answer_too(groups: list[TakenGroup], share: float) -> None:
+    assert figures(*groups)["response/repeated_across_prompts"] == pytest.approx(share)
+
+
+def test_repetition_is_the_mean_over_all_responses() -> None:
+    seen = figures(
+        group([1.0, 0.0], lengths=[1, 1], repetition_G=np.array([0.5, 0.1])),
+        group([0.0], lengths=[1], repetition_G=np.array([0.0])),
+    )
+    assert seen["response/repetition"] == pytest.approx(0.2)
 
 
 def test_contributions_add_up_over_ranks_and_the_largest_maximum_counts() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engine.rollout_files import write_rollouts
+from engine.rollout_files import Dropped, FailureList, rollouts_of
+from engine.rollout_files import write_rollouts as write_all
 from rewards.score import Failure, FailureKind, Judgement, Score
 from workers.records import Group, Message, Prompt, Rollout, ScoredRollout, Span, Stop
 
@@ -67,19 +69,23 @@ def groups() -> list[Group]:
     ]
 
 
-def rollouts_of(groups: list[Group]) -> list[Rollout]:
+def write_rollouts(folder: Path, step: int, groups: list[Group]) -> None:
+    write_all(folder, step, groups, dropped=[], advantages={})
+
+
+def learned_from(groups: list[Group]) -> list[Rollout]:
     return [scored.rollout for group in groups for scored in group.rollouts]
 
 
 def lines(folder: Path, step: int) -> list[dict[str, object]]:
-    text = (folder / f"step_{step:06d}.jsonl").read_text(encoding="utf-8")
+    text = rollouts_of(folder, step).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path / "not" / "yet", 10, groups)
-    saved = load_file(tmp_path / "not" / "yet" / "step_000010.safetensors")
-    rollouts = rollouts_of(groups)
+    saved = load_file(tmp_path / "not" / "yet" / "rollouts" / "step_000010.safetensors")
+    rollouts = learned_from(groups)
     assert len(saved["offset"]) == len(saved["prompt_offset"]) == len(rollouts) + 1
     for index, rollout in enumerate(rollouts):
         row = slice(saved["offset"][index], saved["offset"][index + 1])
@@ -97,27 +103,33 @@ def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[Group])
 
 def test_tool_tokens_are_marked_and_every_token_has_its_version(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path, 1, groups)
-    saved = load_file(tmp_path / "step_000001.safetensors")
+    saved = load_file(tmp_path / "rollouts" / "step_000001.safetensors")
     assert saved["action_mask"].tolist() == [True] * 4 + [True, True, False, False, False, True] + [True]
     assert saved["version"].tolist() == [7] * 4 + [7, 7, 7, 7, 7, 8] + [8]
 
 
 def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path, 3, groups)
-    first, _, last = lines(tmp_path, 3)
+    first, _, _, last = lines(tmp_path, 3)
     assert first == {
         "id": "p1",
         "draw": 7,
         "sample": 0,
+        "greedy": False,
+        "dropped": None,
+        "data_source": None,
         "prompt": [{"role": "system", "content": "add"}, {"role": "user", "content": "1+1="}],
         "response": "größer 7/0\nzwei",
         "answer": "2",
-        "stop": "end",
         "score": 1.25,
         "parts": {"correct": 1.0, "format": 0.25},
+        "advantage": None,
+        "stop": "end",
+        "tokens": 4,
+        "versions": [[0, 4, 7]],
     }
     assert last["score"] == 0.0
-    assert "größer" in (tmp_path / "step_000003.jsonl").read_text(encoding="utf-8")
+    assert "größer" in (tmp_path / "rollouts" / "step_000003.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups: list[Group]) -> None:
@@ -129,18 +141,100 @@ def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups
 
 def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path, 3, groups)
-    saved = load_file(tmp_path / "step_000003.safetensors")
-    told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3)]
+    saved = load_file(tmp_path / "rollouts" / "step_000003.safetensors")
+    told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3) if not line["greedy"]]
     assert told == list(zip(saved["draw"].tolist(), saved["sample"].tolist(), strict=True))
 
 
 def test_the_greedy_response_is_not_among_those_that_are_learned_from(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path, 3, groups)
-    assert load_file(tmp_path / "step_000003.safetensors")["sample"].tolist() == [0, 1, 0]
+    assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["sample"].tolist() == [0, 1, 0]
 
 
 def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[Group]) -> None:
     write_rollouts(tmp_path, 3, groups)
     write_rollouts(tmp_path, 3, groups[1:])
     assert [line["draw"] for line in lines(tmp_path, 3)] == [12]
-    assert load_file(tmp_path / "step_000003.safetensors")["draw"].tolist() == [12]
+    assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["draw"].tolist() == [12]
+
+
+def test_a_greedy_response_is_marked_and_stands_behind_its_siblings(tmp_path: Path, groups: list[Group]) -> None:
+    write_rollouts(tmp_path, 3, groups)
+    assert [(line["draw"], line["greedy"]) for line in lines(tmp_path, 3)] == [
+        (7, False), (7, False), (7, True), (12, False),
+    ]  # fmt: skip
+
+
+def test_a_group_that_was_passed_over_says_why_and_is_in_no_tensor(tmp_path: Path, groups: list[Group]) -> None:
+    dropped = [Dropped(group=groups[1], reason="all_right")]
+    write_all(tmp_path, 3, groups[:1], dropped=dropped, advantages={})
+    assert [line["dropped"] for line in lines(tmp_path, 3)] == [None, None, None, "all_right"]
+    assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["draw"].tolist() == [7, 7]
+
+
+def test_a_tools_tokens_are_in_no_range_of_versions_and_advantages_are_by_name(
+    tmp_path: Path, groups: list[Group]
+) -> None:
+    write_all(tmp_path, 3, groups, dropped=[], advantages={(7, 0): 0.5, (12, 0): -1.25})
+    told = lines(tmp_path, 3)
+    assert told[1]["versions"] == [[0, 2, 7], [5, 6, 8]] and told[1]["tokens"] == 6
+    assert [line["advantage"] for line in told] == [0.5, None, None, -1.25]
+
+
+HOSTILE = ["\ud800", "a\udfffb", "\x00\x1b[2J", "line\u2028end\u2029\x85\x0b\x0c\x1c.", '"\\', "\\ud800", "😀"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_a_model_writes_comes_back_from_one_line_of_utf8(
+    tmp_path: Path, groups: list[Group], text: str
+) -> None:
+    [own] = groups[1].rollouts
+    odd = replace(own, rollout=replace(own.rollout, text=text), judgement=Score(total=1.0, parts={text: 1.0}))
+    write_rollouts(tmp_path, 3, [replace(groups[1], rollouts=(odd, own))])
+    raw = rollouts_of(tmp_path, 3).read_bytes().decode("utf-8")
+    first, second = raw.splitlines()  # which also splits at ends of lines that JSON does not know
+    assert json.loads(first)["response"] == text and json.loads(first)["parts"] == {text: 1.0}
+    assert json.loads(second)["response"] == own.rollout.text
+
+
+# ----------------------------------------------------------------------------- failures
+
+
+def failures(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_failures_are_listed_with_their_sample_the_greedy_one_last(tmp_path: Path, groups: list[Group]) -> None:
+    crash = Failure(kind=FailureKind.CRASH, reason="\ud800" + "x" * 10_000)
+    greedy = replace(groups[0].greedy, judgement=crash)
+    FailureList(tmp_path / "failures.jsonl", after_step=0).add(
+        4, replace(groups[0], greedy=greedy).summary(judging_s=0.0)
+    )
+    first, last = failures(tmp_path / "failures.jsonl")
+    assert first == {
+        "step": 4, "id": "p1", "draw": 7, "sample": 1, "kind": "timeout", "reason": "no answer within 10 s",
+    }  # fmt: skip
+    assert (last["sample"], last["kind"]) == (2, "crash") and len(str(last["reason"])) == 2000
+
+
+def test_a_step_that_is_done_again_lists_its_failures_once(tmp_path: Path, groups: list[Group]) -> None:
+    path = tmp_path / "failures.jsonl"
+    summary = groups[0].summary(judging_s=0.0)
+    first = FailureList(path, after_step=0)
+    for step in (1, 2, 3):
+        first.add(step, summary)
+    again = FailureList(path, after_step=2)
+    assert [row["step"] for row in failures(path)] == [1, 2]
+    again.add(3, summary)
+    assert [row["step"] for row in failures(path)] == [1, 2, 3]
+
+
+def test_the_list_does_not_grow_without_end(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.rollout_files.MOST_FAILURE_BYTES", 1000)
+    path = tmp_path / "failures.jsonl"
+    own = FailureList(path, after_step=0)
+    for step in range(100):
+        own.add(step, groups[0].summary(judging_s=0.0))
+    assert 800 < path.stat().st_size <= 1000 and len(failures(path)) > 5

@@ -83,7 +83,7 @@ class FakeWorkers:
         return GroupSummary(
             draw=request.draw, prompt_id=request.prompt.id, score_G=score_G, length_G=count_G, action_tokens_G=count_G,
             prompt_length=1, truncated_G=np.zeros(size, dtype=bool), greedy=None, version=version, failures=failures,
-            parts={}, judging_s=0.0,
+            parts={}, judging_s=0.0, repetition_G=np.zeros(size), digest_G=np.arange(size), answer_digest=0,
         )  # fmt: skip
 
     @property
@@ -118,7 +118,10 @@ def stream(
     seed: int = 1,
     next_draw: int = 0,
     first_version: int = 0,
+    listed: list[tuple[int, int]] | None = None,
 ) -> RolloutStream:
+    """`listed`: gets the step and the draw of each group with failures."""
+    listing = [] if listed is None else listed
     rollout = RolloutConfig(
         prompts_per_step=per_step, responses_per_prompt=samples, max_staleness=staleness, max_response_tokens=6
     )
@@ -128,6 +131,7 @@ def stream(
         rollout=rollout,
         reward=RewardConfig(max_failure_fraction=max_failure_fraction),
         algorithm=algorithm or GRPO(),
+        list_failures=lambda step, summary: listing.append((step, summary.draw)),
         seed=seed,
         next_draw=next_draw,
         first_version=first_version,
@@ -272,6 +276,26 @@ def test_failures_in_dropped_groups_count_too() -> None:
     workers = FakeWorkers(lambda request: (FAILURE,))
     with pytest.raises(RewardsFailed):
         stream(workers, algorithm=drop(*range(100)), max_failure_fraction=0.25).take(version=0)
+
+
+def test_groups_with_failures_are_listed_by_their_step_also_those_that_stop_the_run() -> None:
+    listed: list[tuple[int, int]] = []
+    failures = {1: (FAILURE,), 6: (FAILURE, FAILURE)}
+    workers = FakeWorkers(lambda request: failures.get(request.draw, ()))
+    own = stream(workers, algorithm=drop(1), max_failure_fraction=0.125, listed=listed)
+    assert take(own, workers, version=0).failures == (FAILURE,)
+    with pytest.raises(RewardsFailed):
+        take(own, workers, version=1)
+    assert listed == [(1, 1), (2, 6)]
+
+
+def test_what_was_passed_over_is_handed_out_with_the_reason() -> None:
+    workers = FakeWorkers()
+    taken = take(stream(workers, algorithm=drop(1, 2)), workers, version=0)
+    assert [(item.taken.summary.draw, item.reason) for item in taken.passed_over] == [
+        (1, "too easy"), (2, "too easy"),
+    ]  # fmt: skip
+    assert not {1, 2} & set(draws_of(taken))
 
 
 def test_failures_of_one_step_are_forgotten_in_the_next() -> None:

@@ -41,12 +41,12 @@ def in_pipe(ending: str, **environment: str) -> str:
     ).stdout
 
 
-def in_terminal(ending: str, **environment: str) -> str:
+def in_terminal(ending: str, *, script: str = SCRIPT, **environment: str) -> str:
     """All that the program writes to a terminal of 80 columns and 24 lines."""
     driver, terminal = pty.openpty()
     settings = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", "NO_COLOR": ""} | environment
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, ending], cwd=REPOSITORY, env=os.environ | settings, stdout=terminal,
+        [sys.executable, "-c", script, ending], cwd=REPOSITORY, env=os.environ | settings, stdout=terminal,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(terminal)
@@ -87,6 +87,33 @@ def test_what_stood_for_the_first_step_is_gone_when_there_was_none() -> None:
 
 def test_a_dumb_terminal_gets_no_control_codes() -> None:
     assert "\x1b" not in in_terminal("ends", TERM="dumb")
+
+
+BLOCK = """
+import sys
+from engine.live_view import Shown
+from engine.screen import Screen
+look = lambda: Shown(name="m", steps=1, elapsed_s=0, since_step_s=0, doing="", doing_s=0, done=(), held_out=())
+screen = Screen(look)
+screen.block(["[red]one[/red] :smile:", "gr\u00f6\u00dfer \u65e5 " + "x" * 300])
+screen.close()
+"""
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "größer 日 "), ("ascii", "gr\\xf6\\xdfer \\u65e5 ")])
+def test_a_block_is_no_markup_and_is_printed_in_every_encoding(encoding: str, shown: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout.decode(encoding).splitlines() == ["[red]one[/red] :smile:", shown + "x" * 300]
+
+
+def test_a_block_stands_above_the_picture_of_a_terminal_and_is_folded() -> None:
+    written = in_terminal("ends", script=BLOCK)
+    assert "[red]one[/red] :smile:" in written and "größer 日" in written
+    folded = [line for line in written.replace("\r", "").split("\n") if "xxx" in line]
+    assert len(folded) >= 4 and sum(line.count("x") for line in folded) == 300
 
 
 def test_no_color_is_honoured() -> None:

@@ -76,6 +76,17 @@ def test_on_a_terminal_the_tables_fit(summary: Summary, width: int) -> None:
     assert any("runs/mine/export" in line for line in lines)
 
 
+def test_alarms_are_told_with_their_first_step_everywhere() -> None:
+    alarm = {"alarms/length": 1.0}
+    rows = [ROWS[1], ROWS[2] | alarm, {"step": 3, "time/step_s": 1.0, "tokens": 1.0} | alarm]
+    told = summarize(rows, (), wall_s=1.0, export=Path("e"), folder=Path("f"), origin=ORIGIN)
+    assert json.loads(told.to_json())["alarms"] == [{"name": "length", "first_step": 2, "steps": 2}]
+    assert "alarm length: in 2 steps, first in step 2" in told.lines()
+    console = Console(file=io.StringIO(), width=80)
+    console.print(told.tables())
+    assert any(line.split() == ["length", "2", "2"] for line in console.file.getvalue().splitlines())
+
+
 def test_a_run_without_a_single_step_has_a_summary_too() -> None:
     nothing = summarize([], (), wall_s=1.0, export=Path("e"), folder=Path("f"), origin=ORIGIN)
     assert json.loads(nothing.to_json())["steps"] == 0 and len(nothing.lines()) == 1

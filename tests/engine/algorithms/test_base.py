@@ -48,6 +48,9 @@ def test_by_default_every_group_is_kept_and_the_state_stays() -> None:
         failures=(),
         parts={"correct": 1.0},
         judging_s=0.0,
+        repetition_G=np.zeros(2),
+        digest_G=np.array([1, 2]),
+        answer_digest=1,
     )
     assert GRPO().keep(summary) is None
     assert GRPO().next_state(AlgorithmState(kl_coef=0.3), {"kl": 9.0}) == AlgorithmState(kl_coef=0.3)

@@ -31,6 +31,9 @@ def summary(*scores: float, lengths: tuple[int, ...] = ()) -> GroupSummary:
         failures=(),
         parts={},
         judging_s=0.0,
+        repetition_G=np.zeros(len(scores)),
+        digest_G=np.arange(len(scores)),
+        answer_digest=0,
     )
 
 

@@ -1,0 +1,192 @@
+"""Signs that a policy learns to please its reward in another way than was meant: pure functions of a run's metrics.
+
+An alarm says where to look, it proves nothing: honest runs grow longer, too. Two windows of steps are compared, the
+run's first and its newest: an alarm needs a change that is large as such *and* large against the spread within them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.metrics import NOT_PARTS
+from workers.records import Metrics
+from workers.stopped import RunStopped
+
+WINDOW = 10
+"""Steps behind a mean; nothing is compared before there are two windows."""
+SURE = 6.0
+"""How many standard errors a change must have; the newest window is looked at after every step, so that much chance is
+needed to be safe from chance."""
+LENGTH_FACTOR = 1.5
+SHARE_CHANGE = 0.2
+"""Of responses: cut off, or (as a share of their pieces) repeating themselves."""
+UNJUDGED_CHANGE = 0.02
+"""The run stops by itself at reward.max_failure_fraction."""
+PART_CHANGE = 0.1
+"""Of the largest mean that the part has had."""
+SAME_TEXT_SHARE = 0.25
+UNIFORM_SHARE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """One sign, as of the newest step.
+
+    Example:
+        Alarm(name="length", told="the reward rose from 0.31 to 0.80 while responses went from 12.0 to 41.5 tokens")
+    """
+
+    name: str
+    told: str
+    """The figures, for people."""
+
+    @property
+    def metric(self) -> str:
+        return f"alarms/{self.name}"
+
+
+class HackingSuspected(RunStopped):
+    """An alarm began, and checks.alarms=stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Of one metric, from a run's first window to its newest."""
+
+    before: float
+    after: float
+    errors: float
+    """The difference in standard errors (Welch); infinite where neither window has any spread."""
+
+    def rises(self, least: float) -> bool:
+        return self.after - self.before >= least and self.errors >= SURE
+
+    def falls(self, least: float) -> bool:
+        return self.before - self.after >= least and self.errors <= -SURE
+
+
+def alarms(history: Sequence[Metrics]) -> tuple[Alarm, ...]:
+    """The signs that hold after the newest step. `history`: the metrics of every step so far, in order."""
+    found = ((sign.__name__.lstrip("_"), sign(history)) for sign in SIGNS)
+    return tuple(Alarm(name=name, told=told) for name, told in found if told is not None)
+
+
+def begun(history: Sequence[Metrics], holding: Sequence[Alarm]) -> tuple[Alarm, ...]:
+    """Those of `holding` that are new: no step of the last window had them. `history`: without the newest step."""
+    recent = history[-WINDOW:]
+    return tuple(alarm for alarm in holding if not any(alarm.metric in row for row in recent))
+
+
+def change_of(history: Sequence[Metrics], name: str) -> Change | None:
+    """None before there are two windows of steps that have it."""
+    values = np.array([row[name] for row in history if name in row and math.isfinite(row[name])])
+    if len(values) < 2 * WINDOW:
+        return None
+    first, last = values[:WINDOW], values[-WINDOW:]
+    difference = float(last.mean() - first.mean())
+    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / WINDOW)
+    errors = difference / error if error > 0 else math.copysign(math.inf, difference)
+    return Change(before=float(first.mean()), after=float(last.mean()), errors=errors)
+
+
+# ---------------------------------------------------------------------------- the signs
+
+
+def _length(history: Sequence[Metrics]) -> str | None:
+    """The reward rises with the length of responses, or with their shortness: much of what reward models teach is
+    length (2310.03716), and some normalisations of the loss reward it by themselves (2503.20783)."""
+    reward, length = change_of(history, "reward/mean"), change_of(history, "response_length/mean")
+    if reward is None or length is None or reward.errors < SURE:
+        return None
+    grows = length.rises((LENGTH_FACTOR - 1) * length.before)
+    shrinks = length.falls((1 - 1 / LENGTH_FACTOR) * length.before)
+    if not grows and not shrinks:
+        return None
+    return f"the reward went {_from_to(reward)} while responses went {_from_to(length, '.1f')} tokens"
+
+
+def _repetition(history: Sequence[Metrics]) -> str | None:
+    """Responses repeat themselves more, as they do where a reward is optimised past its meaning (2009.01325)."""
+    change = change_of(history, "response/repetition")
+    if change is None or not change.rises(SHARE_CHANGE):
+        return None
+    return f"the share of a response that repeats what stands in it went {_from_to(change, '.0%')}"
+
+
+def _parts_apart(history: Sequence[Metrics]) -> str | None:
+    """A part of the reward rises while another falls: a proxy is learned at the cost of what is meant (2201.03544)."""
+    changes = {name: change for name in _parts(history) if (change := change_of(history, name)) is not None}
+    rising = [name for name, change in changes.items() if change.rises(_least(history, name))]
+    falling = [name for name, change in changes.items() if change.falls(_least(history, name))]
+    if not rising or not falling:
+        return None
+    told = [f"{name} went {_from_to(changes[name])}" for name in (*rising, *falling)]
+    return ", ".join(told)
+
+
+def _same_text(history: Sequence[Metrics]) -> str | None:
+    """One text is rewarded whatever was asked, as judges reward "Thought process:" (2507.08794)."""
+    mean = _newest(history, "response/repeated_across_prompts")
+    if mean is None or mean < SAME_TEXT_SHARE:
+        return None
+    return f"{mean:.0%} of the rewarded responses have a text that is also rewarded under a prompt with another answer"
+
+
+def _truncated(history: Sequence[Metrics]) -> str | None:
+    """More responses are cut off, and what judges them has not seen their end (2503.14476)."""
+    change = change_of(history, "response_length/truncated_share")
+    if change is None or not change.rises(SHARE_CHANGE):
+        return None
+    return f"the share of responses that are cut off went {_from_to(change, '.0%')}"
+
+
+def _unjudged(history: Sequence[Metrics]) -> str | None:
+    """More responses escape judgement: they are left out of training, and so is what they should have taught."""
+    change = change_of(history, "reward/unjudged_share")
+    if change is None or not change.rises(UNJUDGED_CHANGE):
+        return None
+    return f"the share of responses that could not be judged went {_from_to(change, '.1%')}"
+
+
+def _uniform(history: Sequence[Metrics]) -> str | None:
+    """All siblings score the same: the reward says nothing any more, be it because the policy found what always pays,
+    because it can do all, or because it can do nothing (2503.14476)."""
+    mean = _newest(history, "reward/uniform_groups_share")
+    if mean is None or mean < UNIFORM_SHARE:
+        return None
+    return f"in {mean:.0%} of the groups all responses have the same score, so nothing is learned from them"
+
+
+SIGNS: tuple[Callable[[Sequence[Metrics]], str | None], ...] = (
+    _length,
+    _repetition,
+    _parts_apart,
+    _same_text,
+    _truncated,
+    _unjudged,
+    _uniform,
+)
+"""An alarm is called as its function."""
+
+
+def _newest(history: Sequence[Metrics], name: str) -> float | None:
+    """Its mean over the newest window; None where that is not full."""
+    values = [row[name] for row in history[-WINDOW:] if name in row and math.isfinite(row[name])]
+    return float(np.mean(values)) if len(values) == WINDOW else None
+
+
+def _parts(history: Sequence[Metrics]) -> Iterator[str]:
+    newest = history[-1] if history else {}
+    yield from (name for name in newest if name.startswith("reward/") and name not in NOT_PARTS)
+
+
+def _least(history: Sequence[Metrics], name: str) -> float:
+    return PART_CHANGE * max(abs(row[name]) for row in history if name in row)
+
+
+def _from_to(change: Change, form: str = ".3f") -> str:
+    return f"from {change.before:{form}} to {change.after:{form}}"

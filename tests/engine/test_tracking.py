@@ -1,0 +1,55 @@
+"""A run's record: an alarm is told once, kept in the metrics, and stops the run where it is to."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from engine.alarms import WINDOW, HackingSuspected
+from engine.config import load_config
+from engine.tracking import Tracker
+
+STEPS = 3 * WINDOW
+
+
+def a_run(folder: Path, *overrides: str) -> list[dict[str, float]]:
+    """Responses grow with the reward; returns the rows of metrics.jsonl."""
+    config = load_config(
+        [f"run.folder={folder}", "run.name=r", f"run.steps={STEPS}", "run.tensorboard=false", *overrides]
+    )
+    with closing(Tracker(config)) as tracker:
+        for step in range(STEPS):
+            with tracker.step(step) as metrics:
+                figures = {"reward/mean": 0.1 + 0.02 * step, "response_length/mean": 10.0 + 2 * step}
+                metrics |= figures | {"tokens": 1.0, "skipped_updates": 0.0}
+                new = tracker.alarms(metrics)
+            tracker.say_alarms(new, look_at=Path(f"r/rollouts/step_{step + 1:06d}.jsonl"))
+    return [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_alarm_is_told_once_with_figures_and_where_to_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = a_run(tmp_path)
+    [told] = [line for line in capsys.readouterr().out.splitlines() if "alarm" in line]
+    began = next(row["step"] for row in rows if "alarms/length" in row)
+    assert f"alarm length: after step {began:.0f} the reward went from 0.190 to" in told
+    assert told.endswith(f"look at r/rollouts/step_{began:06.0f}.jsonl")
+    assert [row["step"] for row in rows if "alarms/length" in row] == list(range(int(began), STEPS + 1))
+    assert 2 * WINDOW <= began < STEPS
+
+
+def test_an_alarm_can_stop_the_run_after_its_step_is_written(tmp_path: Path) -> None:
+    with pytest.raises(HackingSuspected, match=r"checks.alarms is stop:\nalarm length: after step \d+"):
+        a_run(tmp_path, "checks.alarms=stop")
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "alarms/length" in row] == [len(rows)]
+
+
+def test_without_alarms_nobody_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = a_run(tmp_path, "checks.alarms=off")
+    assert len(rows) == STEPS and not any(name.startswith("alarms/") for row in rows for name in row)
+    assert "alarm" not in capsys.readouterr().out
