@@ -12,7 +12,6 @@ import shutil
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from modulefinder import ModuleFinder
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -24,9 +23,9 @@ from engine.data.registry import REGISTRY
 from engine.data.sources import is_hub_id, place_and_split
 from engine.model_checks import models_of
 from engine.own_options import own_files
+from rewards.beside import PACKAGES, imported_files
 from rewards.load import RewardError, build_reward, read_reward
 
-PACKAGES = ("engine", "workers", "rewards", "conf")
 EXAMPLES = REPOSITORY / "examples"
 MAX_BYTES = 100 << 20
 """Of everything that is sent: it passes through the cluster's head node, and from there to every machine."""
@@ -83,7 +82,7 @@ def pack(argv: Sequence[str], config: Config) -> JobPackage:
     Raises ConfigError or RewardError for a file that is missing, broken, or too large to be sent.
     """
     ours = tuple(file for name in PACKAGES for file in _below(REPOSITORY / name, place=name))
-    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _reward(config)]
+    parts = [Part(files=ours, settings={"cluster.address": "auto"}), _rewards(config)]
     parts += [_model(argv, key, path) for key, path in models_of(config).items()]
     parts += [_module(type(section).__module__) for section in (config.algo, config.data)]
     parts += [_own_option(group, file) for group, file in own_files(argv, options_in(CONF)).items()]
@@ -206,11 +205,20 @@ def _data(key: str, path: str, folder: str, *, room: int) -> Part:
     )
 
 
-def _reward(config: Config) -> Part:
-    """The reward's file, with the modules beside it that it imports. It is loaded here first, as the job will."""
-    spec = config.reward.function
-    if not config.algo.online or not spec:
-        return Part(settings={})
+def _rewards(config: Config) -> Part:
+    """Every reward function's file."""
+    named = {"reward.function": config.reward.function} if config.reward.function else {}
+    named |= {f"reward.functions.{name}.function": own.function for name, own in config.reward.functions.items()}
+    parts = [_reward(key, spec) for key, spec in named.items()] if config.algo.online else []
+    return Part(
+        files=_files_of(parts),
+        settings={key: value for part in parts for key, value in part.settings.items()},
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _reward(key: str, spec: str) -> Part:
+    """A reward's file, with the modules beside it that it imports. It is loaded here first, as the job will."""
     source = read_reward(spec)
     notes: tuple[str, ...] = ()
     try:
@@ -224,10 +232,10 @@ def _reward(config: Config) -> Part:
         module = _module(spec.rpartition(":")[0])
         return Part(files=module.files, settings={}, notes=notes)
     file = Path(source.file)
-    place = "inputs/reward"
+    place = f"inputs/{key}"
     return Part(
         files=_with_imports(file, root=file.parent, place=place),
-        settings={"reward.function": f"{place}/{file.name}:{source.name}"},
+        settings={key: f"{place}/{file.name}:{source.name}"},
         notes=notes,
     )
 
@@ -252,14 +260,9 @@ def _module(name: str) -> Part:
 
 def _with_imports(file: Path, *, root: Path, place: str) -> tuple[SentFile, ...]:
     """A Python file, and those below `root` that it imports, directly or not, each at its own place below `place`."""
-    finder = ModuleFinder(path=[str(root)], excludes=list(PACKAGES))
-    finder.run_script(str(file))
-    found = {Path(module.__file__) for module in finder.modules.values() if module.__file__} | {file}
-    # `import a.b` runs the __init__.py of every folder on the way.
-    packages = {folder / "__init__.py" for folder in file.parents if folder.is_relative_to(root) and folder != root}
-    found |= {init for init in packages if init.exists()}
     return tuple(
-        SentFile(source=source, place=(Path(place) / source.relative_to(root)).as_posix()) for source in sorted(found)
+        SentFile(source=source, place=(Path(place) / source.relative_to(root)).as_posix())
+        for source in imported_files(file, root=root)
     )
 
 

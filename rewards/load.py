@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from rewards.beside import serve_beside, texts_beside
 from rewards.score import RewardFunction
 from rewards.spec import RewardSource, RewardSpec
 
@@ -55,7 +56,14 @@ def read_reward(spec: str) -> RewardSource:
     except (OSError, UnicodeDecodeError) as error:
         wrong = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise RewardError(f"reward.function is {spec!r}: {file}: {wrong}; give an existing Python file") from error
-    return RewardSource(spec=spec, file=str(file), text=text, name=name, beside={})
+    return RewardSource(spec=spec, file=str(file), text=text, name=name, beside=_beside(spec, file))
+
+
+def _beside(spec: str, file: Path) -> dict[str, str]:
+    try:
+        return texts_beside(file)
+    except (SyntaxError, OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"reward.function is {spec!r}: reading it and what it imports: {error}") from error
 
 
 def build_reward(source: RewardSource) -> RewardFunction:
@@ -108,9 +116,10 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 def _module_from_text(source: RewardSource) -> ModuleType:
     file = Path(source.file)
-    if file.parent.is_dir() and str(file.parent) not in sys.path:
-        # For the modules beside it; last, so that none of them hides one of the engine's or of a library's.
-        sys.path.append(str(file.parent))
+    if twice := serve_beside(file.parent, source.beside):
+        raise RewardError(
+            f"reward.function is {source.spec!r}: another reward imports another {twice}; rename one of the two"
+        )
     # Its own name: `math.py` must not become what everybody else imports as math.
     module = ModuleType(f"user_reward_{file.stem}")
     module.__file__ = source.file

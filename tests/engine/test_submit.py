@@ -90,7 +90,7 @@ def test_a_package_written_out_composes_to_the_same_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, *package.overrides], cwd=folder, capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == ["examples/nano/policy", 3, "inputs/reward/mine.py:odd", "auto", 2, 1.0]
+    assert json.loads(done.stdout) == ["examples/nano/policy", 3, "inputs/reward.function/mine.py:odd", "auto", 2, 1.0]
 
 
 def test_a_reward_brings_the_modules_beside_it_that_it_imports(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_a_reward_brings_the_modules_beside_it_that_it_imports(tmp_path: Path) -
     (tmp_path / "mine.py").write_text("import helpers\n" + REWARD)
     package = packed(f"reward.function={tmp_path}/mine.py:odd")
     assert {place for place in places(package) if place.startswith("inputs/")} == {
-        "inputs/reward/mine.py",
-        "inputs/reward/helpers/__init__.py",
-        "inputs/reward/helpers/deep.py",
+        "inputs/reward.function/mine.py",
+        "inputs/reward.function/helpers/__init__.py",
+        "inputs/reward.function/helpers/deep.py",
     }
 
 
@@ -125,7 +125,7 @@ def test_a_reward_that_imports_what_only_the_cluster_has_is_sent_with_a_note(tmp
     (tmp_path / "mine.py").write_text("import surely_not_here\n" + REWARD)
     package = packed(f"reward.function={tmp_path}/mine.py:odd")
     assert "surely_not_here" in package.notes[0]
-    assert "inputs/reward/mine.py" in places(package)
+    assert "inputs/reward.function/mine.py" in places(package)
 
 
 def test_data_is_sent_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
