@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from pathlib import Path
@@ -28,7 +28,7 @@ from types import TracebackType
 
 from rewards.sandbox import cgroups, values
 from rewards.sandbox.harness import READY
-from rewards.sandbox.layers import Layer, layers_of, refusal
+from rewards.sandbox.layers import REQUIRED, Layer, layers_of, refusal
 
 START_S = 20.0
 """Until the walls are up, or a program begins: longer is the machine's trouble, not the program's."""
@@ -138,19 +138,21 @@ class Sandbox:
             self.close()
             raise
 
-    def script(self, source: str, *, stdin: str) -> Outcome:
-        """Run a program with this standard input."""
+    def script(self, source: str, *, stdin: str, timeout_s: float | None = None) -> Outcome:
+        """Run a program with this standard input; `timeout_s` in place of the limits' own."""
         with self._slot() as slot:
-            return _Run(slot, source, stdin, ()).outcome()
+            return _Run(slot, source, stdin, (), timeout_s).outcome()
 
-    def ask(self, source: str, questions: Sequence[Mapping[str, object]]) -> Outcome:
+    def ask(
+        self, source: str, questions: Sequence[Mapping[str, object]], *, timeout_s: float | None = None
+    ) -> Outcome:
         """Execute a program's definitions, then put the questions, one after the answer to the other.
 
         A question is `{"expression": text, "before": text, "candidate": name}` or `{"call": name, "arguments": text}`,
         the arguments as `values.write` writes them.
         """
         with self._slot() as slot:
-            return _Run(slot, source, "", questions).outcome()
+            return _Run(slot, source, "", questions, timeout_s).outcome()
 
     @contextmanager
     def _slot(self) -> Iterator[_Slot]:
@@ -259,9 +261,16 @@ class _Slot:
 class _Run:
     """One program in a slot."""
 
-    def __init__(self, slot: _Slot, source: str, stdin: str, questions: Sequence[Mapping[str, object]]) -> None:
+    def __init__(
+        self,
+        slot: _Slot,
+        source: str,
+        stdin: str,
+        questions: Sequence[Mapping[str, object]],
+        timeout_s: float | None,
+    ) -> None:
         self._slot = slot
-        self._limits = slot.limits
+        self._limits = slot.limits if timeout_s is None else replace(slot.limits, timeout_s=timeout_s)
         self._questions = list(questions)
         self._asks = bool(questions)
         self._nonce = secrets.token_hex(16)
@@ -458,3 +467,9 @@ def _sealed(text: str) -> int:
 
 def _text(data: bytearray) -> str:
     return bytes(data).decode("utf-8", "replace")
+
+
+def layers() -> tuple[Layer, ...]:
+    """What this machine gives, by building the walls once."""
+    with Sandbox(limits=Limits(), slots=1, allow_missing=REQUIRED) as sandbox:
+        return sandbox.layers
