@@ -143,9 +143,7 @@ class Sandbox:
         with self._slot() as slot:
             return _Run(slot, source, stdin, (), timeout_s).outcome()
 
-    def ask(
-        self, source: str, questions: Sequence[Mapping[str, object]], *, timeout_s: float | None = None
-    ) -> Outcome:
+    def ask(self, source: str, questions: Sequence[Mapping[str, object]], *, timeout_s: float | None = None) -> Outcome:
         """Execute a program's definitions, then put the questions, one after the answer to the other.
 
         A question is `{"expression": text, "before": text, "candidate": name}` or `{"call": name, "arguments": text}`,
@@ -321,7 +319,8 @@ class _Run:
             status = self._follow()
             for fd in (self._out, self._err):
                 self._read(fd)
-            if self._asks:
+            if self._ended is None:
+                # A short program has ended before it was heard to begin.
                 self._listen()
         finally:
             self._close()
@@ -352,7 +351,10 @@ class _Run:
                 self._late()
 
     def _status(self) -> int:
-        said = self._slot.control.recv(4096)
+        try:
+            said = self._slot.control.recv(4096)
+        except ConnectionResetError:
+            said = b""
         if not said:
             raise SandboxError(f"the sandbox died while a program ran: {self._slot.last_words()}")
         return json.loads(said)["status"]
@@ -368,7 +370,9 @@ class _Run:
         if self._ended is None:
             self._ended = why
             self._deadline = time.monotonic() + START_S
-            self._slot.control.send(b'{"do": "kill"}')
+            # Where nobody listens any more, the status says so.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._slot.control.send(b'{"do": "kill"}')
 
     def _read(self, fd: int) -> bool:
         """Whatever is there; True at its end."""

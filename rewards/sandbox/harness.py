@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import types
+from typing import TextIO
 
 from rewards.sandbox import values
 
@@ -35,9 +36,13 @@ def run(source_fd: int, channel: int, *, asks: bool) -> None:
 
 
 def _open_streams() -> None:
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdin = sys.__stdin__ = _opened(0, "r", "surrogateescape")
+    sys.stdout = sys.__stdout__ = _opened(1, "w", "surrogateescape")
+    sys.stderr = sys.__stderr__ = _opened(2, "w", "backslashreplace")
+
+
+def _opened(fd: int, mode: str, errors: str) -> TextIO:
+    return open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
 
 
 def _execute(source: bytes, name: str) -> dict[str, object]:

@@ -22,12 +22,12 @@ from contextlib import suppress
 
 from rewards.sandbox import harness, landlock, linux, seccomp
 
-LIBRARY = """
-array ast base64 bisect bz2 calendar cmath collections collections.abc contextlib copy csv ctypes dataclasses datetime
-decimal difflib enum fractions functools gzip hashlib heapq html io itertools json keyword locale lzma math numbers
-operator pickle pprint queue random re secrets statistics string struct textwrap threading time timeit traceback types
-typing unicodedata uuid zlib zoneinfo
-""".split()
+LIBRARY = (
+    "array ast base64 bisect bz2 calendar cmath collections collections.abc contextlib copy csv ctypes "
+    "dataclasses datetime decimal difflib enum fractions functools gzip hashlib heapq html io itertools json "
+    "keyword locale lzma math numbers operator pickle pprint queue random re secrets statistics string struct "
+    "textwrap threading time timeit traceback types typing unicodedata uuid zlib zoneinfo "
+)
 """Loaded before the walls are up: most programs import some of it."""
 WORKDIR = "/tmp"
 DEVICES = ("/dev/null", "/dev/urandom")
@@ -222,6 +222,10 @@ class Keeper:
         if "filesystem" not in self.missing:
             os.chdir(WORKDIR)
         _limit(asked)
+        if self.landlock:
+            # Opened now: the program's user may not reach the folders that the library lies in.
+            writable = [WORKDIR] if "filesystem" not in self.missing else []
+            rules = landlock.rules_for(self.landlock, readable=_library(), writable=writable, devices=DEVICES)
         linux.drop_bounds()
         if self.is_root:
             os.setgroups([])
@@ -232,8 +236,7 @@ class Keeper:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         if self.landlock:
-            writable = [WORKDIR] if "filesystem" not in self.missing else []
-            landlock.restrict(self.landlock, readable=_library(), writable=writable, devices=DEVICES)
+            landlock.restrict(rules)
         if "seccomp" not in self.missing:
             seccomp.install()
 
@@ -289,7 +292,7 @@ def _library() -> list[str]:
 def main(settings: dict[str, object], control: socket.socket) -> None:
     """The launcher: settings from the parent, then the keeper in a process of its own, which ends with this one."""
     parent = os.pidfd_open(int(settings["parent"]))
-    for name in LIBRARY:
+    for name in LIBRARY.split():
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path != settings["code"]]
     settings["proc"] = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -316,4 +319,3 @@ def main(settings: dict[str, object], control: socket.socket) -> None:
 def _own_pids() -> int:
     """This process's pid namespace, without a /proc: a pidfd stands for it."""
     return os.pidfd_open(os.getpid())
-

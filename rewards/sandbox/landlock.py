@@ -23,8 +23,8 @@ def version() -> int:
     return linux.syscall(CREATE, 0, 0, 1)
 
 
-def restrict(abi: int, *, readable: Sequence[str], writable: Sequence[str], devices: Sequence[str]) -> None:
-    """From here on nothing but these paths, no TCP, and no signal or abstract socket beyond this process."""
+def rules_for(abi: int, *, readable: Sequence[str], writable: Sequence[str], devices: Sequence[str]) -> int:
+    """Nothing but these paths, no TCP, and no signal or abstract socket beyond the process: rules as an open file."""
     rights = (1 << (13 if abi == 1 else 14 if abi == 2 else 15 if abi < 5 else 16)) - 1
     allowed = rights & ((1 << 13) - 1 if abi < 3 else (1 << 15) - 1)
     attributes = struct.pack("QQQ", rights, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
@@ -35,6 +35,11 @@ def restrict(abi: int, *, readable: Sequence[str], writable: Sequence[str], devi
     for paths, right in ((readable, READ), (writable, write & allowed), (devices, FILE)):
         for path in paths:
             _allow(rules, path, right)
+    return rules
+
+
+def restrict(rules: int) -> None:
+    """Follow these rules from here on; the process must have no_new_privs."""
     linux.syscall(RESTRICT, rules, 0)
     os.close(rules)
 

@@ -43,14 +43,16 @@ def refusal(layers: Sequence[Layer], allow_missing: Sequence[str]) -> str:
     unknown = sorted(set(allow_missing) - set(LAYERS))
     if unknown:
         return f"allow_missing names {', '.join(unknown)}; there are: {', '.join(LAYERS)}"
-    lacking = [layer for layer in layers if layer.missing and layer.name in REQUIRED and layer.name not in allow_missing]
+    lacking = [
+        layer for layer in layers if layer.missing and layer.name in REQUIRED and layer.name not in allow_missing
+    ]
     if not lacking:
         return ""
     why = "; ".join(f"{layer.name} ({layer.missing})" for layer in lacking)
     names = ", ".join(layer.name for layer in lacking)
     return (
-        f"programs of a policy are not run here: this machine does not give {why}. Run where user namespaces are allowed, "
-        f"or accept programs without these walls: reward.arguments.allow_missing=[{names}]"
+        f"programs of a policy are not run here: this machine does not give {why}. Run where user "
+        f"namespaces are allowed, or accept programs without these walls: reward.arguments.allow_missing=[{names}]"
     )
 
 

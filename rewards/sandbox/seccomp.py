@@ -157,7 +157,13 @@ def _program() -> bytes:
         steps += [_step(_EQUAL, number, 0, 1), allow]
     # glibc falls back from clone3, whose flags a filter cannot see, to clone.
     steps += [_step(_EQUAL, CLONE3[column], 0, 1), absent]
-    steps += [_step(_EQUAL, CLONE[column], 0, 4), _step(_LOAD, _FIRST), _step(_AND_SET, CLONE_THREAD, 0, 1), allow, deny]
+    steps += [
+        _step(_EQUAL, CLONE[column], 0, 4),
+        _step(_LOAD, _FIRST),
+        _step(_AND_SET, CLONE_THREAD, 0, 1),
+        allow,
+        deny,
+    ]
     # Limits may be read, and its own ones lowered.
     steps += [_step(_EQUAL, PRLIMIT[column], 0, 4), _step(_LOAD, _FIRST), _step(_EQUAL, 0, 0, 1), allow, deny]
     steps += [_step(_EQUAL, IOCTL[column], 0, 2 + 2 * len(TERMINAL_QUESTIONS)), _step(_LOAD, _SECOND)]

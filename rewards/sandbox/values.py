@@ -1,10 +1,10 @@
 """Plain values as JSON and back. What comes out of `read` is of exactly Python's own types, whatever was sent.
 
-    bool, None, int, float, str       as in JSON (an int beyond 64 bits: {"int": hexadecimal})
-    list                              as in JSON
-    tuple, set, frozenset             {"tuple": [...]}
-    dict                              {"dict": [[key, value], ...]}
-    bytes, complex                    {"bytes": hexadecimal}, {"complex": [real, imaginary]}
+bool, None, int, float, str       as in JSON (an int beyond 64 bits: {"int": hexadecimal})
+list                              as in JSON
+tuple, set, frozenset             {"tuple": [...]}
+dict                              {"dict": [[key, value], ...]}
+bytes, complex                    {"bytes": hexadecimal}, {"complex": [real, imaginary]}
 """
 
 from __future__ import annotations

@@ -1,24 +1,27 @@
 """Hostile programs, in classes of one trick each; their expected outputs are random, so that any reward is a forgery.
 
-    python -m tests.bench._hostile --hostile 300 --honest 150      # JSON: tried, rewarded, escaped, honest wrong, left behind
+    python -m tests.bench._hostile --hostile 300 --honest 150      # JSON: tried, rewarded, escaped, and so on
 
 Standard library only: it also runs as a user that cannot read the environment. Bombs are bounded by construction.
 """
 
+# ruff: noqa: E501 (programs are texts on one line)
 from __future__ import annotations
 
 import argparse
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +35,7 @@ FORGING = {
     "class S(str):\n  __eq__=lambda s,o: True\ndef f(x): return {pick}\nprint({pick})",
     "patched builtins": "import builtins\nfor n in ('all','any','sum','isinstance','len','eval','exec','type','hash'):\n"
     "  setattr(builtins,n,lambda *a,**k: True)\nbuiltins.print=lambda *a,**k: None\ndef f(x): return {guess}",
-    "patched json": "import json, sys\njson.dumps=lambda *a,**k: '{{\"value\": {guess}, \"passed\": true}}'\n"
+    "patched json": 'import json, sys\njson.dumps=lambda *a,**k: \'{{"value": {guess}, "passed": true}}\'\n'
     "json.loads=lambda *a,**k: {{'nonce':'0','expression':'1'}}\ndef f(x): return 1",
     "replaced streams": "import sys, io\nclass O(io.StringIO):\n  __eq__=lambda s,o: True\nsys.stdout=sys.__stdout__=O()\n"
     "print({guess})\ndef f(x): return sys.stdout",
@@ -94,12 +97,20 @@ CONTAINED = {
     "crashes": "import ctypes, os, signal\ndef f(x): {crash}\n{crash}",
 }
 CLASSES = FORGING | CONTAINED
+KILLED_BY_US = -signal.SIGUSR1
 BURNS_S = 0.25
 """What a hostile program may use; an honest one has seconds."""
 CHOICES = {
     "kind": ("int", "str", "float", "object", "list", "dict"),
     "pick": ("L()", "L([1])", "S()", "S('1')", "[L()]", "{L: S()}"),
-    "leave": ("os._exit(0)", "sys.exit(0)", "raise SystemExit", "sys.exit()", "raise KeyboardInterrupt", "raise GeneratorExit"),
+    "leave": (
+        "os._exit(0)",
+        "sys.exit(0)",
+        "raise SystemExit",
+        "sys.exit()",
+        "raise KeyboardInterrupt",
+        "raise GeneratorExit",
+    ),
     "crash": ("raise ValueError('x'*100000)", "1/0", "ctypes.string_at(0)", "os.abort()", "signal.raise_signal(11)"),
     "memory": (
         "x=bytearray(1<<33)",
@@ -117,7 +128,14 @@ CHOICES = {
         "signal.pause()",
         "__import__('threading').Event().wait()",
     ),
-    "deep": ("(" * 5000 + ")" * 5000, "x=" + "-" * 90000 + "1", "x='\0'", "x=" + "[" * 180 + "]" * 180, "é=¡", "x=" + "1+" * 40000 + "1"),
+    "deep": (
+        "(" * 5000 + ")" * 5000,
+        "x=" + "-" * 90000 + "1",
+        "x='\0'",
+        "x=" + "[" * 180 + "]" * 180,
+        "é=¡",
+        "x=" + "1+" * 40000 + "1",
+    ),
 }
 
 
@@ -251,7 +269,7 @@ def trial(hostile: int, honest: int, *, slots: int = 2) -> dict[str, object]:
     folder.chmod(0o777)
     connects: list[str] = []
     listeners = _listeners(folder, connects)
-    victim = subprocess.Popen(["sleep", "3600"])
+    victim = subprocess.Popen(["sleep", "3600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     token = f"SECRET{random.SystemRandom().getrandbits(64):x}"
     (folder / "secret").write_text(token)
     os.environ["T8_TOKEN"] = token
@@ -259,7 +277,7 @@ def trial(hostile: int, honest: int, *, slots: int = 2) -> dict[str, object]:
     world = World(folder=folder, token=token, port=listeners[0].getsockname()[1], victim=victim.pid)
     limits = Limits(timeout_s=10.0, memory_mb=256)
     started = time.monotonic()
-    with Sandbox(limits=limits, slots=slots) as sandbox, ThreadPoolExecutor(slots) as threads:
+    with _ends(victim), Sandbox(limits=limits, slots=slots) as sandbox, ThreadPoolExecutor(slots) as threads:
         tried = Trial(sandbox, world)
         layers = [layer.name for layer in sandbox.layers if not layer.missing]
         each = hostile / max(1, honest)
@@ -270,9 +288,7 @@ def trial(hostile: int, honest: int, *, slots: int = 2) -> dict[str, object]:
     took_s = time.monotonic() - started
     left = _left(before)
     markers = sorted(set(os.listdir(folder)) - {"secret", "socket"})
-    escaped = tried.escaped + len(markers) + len(connects) + (victim.poll() is not None)
-    victim.kill()
-    victim.wait()
+    escaped = tried.escaped + len(markers) + len(connects) + (victim.returncode != KILLED_BY_US)
     for listener in listeners:
         listener.close()
     for file in folder.iterdir():
@@ -284,6 +300,16 @@ def trial(hostile: int, honest: int, *, slots: int = 2) -> dict[str, object]:
         "left_behind": left, "connects": connects, "markers": markers, "took_s": round(took_s, 1), "layers": layers,
         "problems": tried.problems[:20],
     }  # fmt: skip
+
+
+@contextmanager
+def _ends(victim: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if victim.poll() is None:
+            victim.send_signal(signal.SIGUSR1)
+            victim.wait()
 
 
 def _listeners(folder: Path, connects: list[str]) -> list[socket.socket]:
@@ -312,7 +338,9 @@ def _count(listener: socket.socket, connects: list[str]) -> None:
 
 
 def _state() -> dict[str, int]:
-    groups = [group for kind in Path("/sys/fs/cgroup").glob("*") for group in kind.glob(f"**/heliostat-{os.getpid()}-*")]
+    groups = [
+        group for kind in Path("/sys/fs/cgroup").glob("*") for group in kind.glob(f"**/heliostat-{os.getpid()}-*")
+    ]
     mine = [one for one in Path("/proc").glob("[0-9]*") if _is_ours(one)]
     return {
         "processes": len(mine),
