@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from engine.data.base import DataError
+from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import RewardError, check_columns, listed, read_reward
-from rewards.score import Failure, FailureKind, Judgement
-from rewards.spec import RewardSpec
+from rewards.load import build_reward, read_reward
+from rewards.score import ANSWER_CHECK
+from rewards.spec import ROUTING_COLUMN, RewardSpec
+from workers.canary import Canary, try_out
 from workers.config import FunctionConfig, RewardConfig
 from workers.records import Prompt
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
-
-BROKEN = (FailureKind.EXCEPTION, FailureKind.CRASH, FailureKind.TIMEOUT, FailureKind.MISSHAPED)
-"""Of a function that is tried: it would fail on other responses, too."""
 
 
 def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
@@ -45,41 +45,67 @@ def _spec(name: str, config: FunctionConfig) -> RewardSpec:
     )
 
 
-def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
-    """Ask each function about an empty response to the first prompt that it judges: a broken one stops the run here.
+def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tuple[Canary, ...]:
+    """One for each function that judges a row, of the first row that it judges."""
+    first = [next((prompt for prompt in prompts if spec.judges(prompt.row)), None) for spec in specs]
+    return tuple(
+        Canary(function=number, empty=_item(prompt, ""), right=_item(prompt, prompt.answer))
+        for number, prompt in enumerate(first)
+        if prompt is not None
+    )
 
-    It is imported and called as in a reward worker: in a process of its own, with the same limits. Raises RewardError.
+
+def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Sequence[Canary]) -> tuple[str, ...]:
+    """Try each function as a reward worker will, in a process of its own, with the same limits: a line for each.
+
+    Raises RewardError for a broken one.
     """
     if not specs:
-        return
+        return ()
     with closing(RewardPool(specs, limits_of(reward), processes=1)) as pool:
-        for number, spec in enumerate(specs):
-            canary = next((prompt for prompt in prompts if spec.judges(prompt.row)), None)
-            if canary is None:
-                continue
-            check_columns(spec, canary.row)
-            [judgement] = pool.judge(number, [canary_item(canary)]).result()
-            _refuse_broken(spec, canary, judgement)
+        return try_out(pool, specs, canaries)
 
 
-def canary_item(prompt: Prompt) -> Item:
-    """An empty response."""
-    messages = tuple({"role": message.role, "content": message.content} for message in prompt.messages)
+class AnswerCheck:
+    """Refuses rows that cannot be judged: by no function, or by none that can read their reference answer."""
+
+    def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig) -> None:
+        self._specs, self._has_model = tuple(specs), bool(reward.model)
+        # Only of functions of the house: a person's file is imported in processes that can be killed.
+        own = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
+        self._checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in own}
+
+    def __call__(self, prompt: Prompt) -> Prompt:
+        """The prompt itself. Raises DataError."""
+        judges = [spec for spec in self._specs if spec.judges(prompt.row)]
+        if not judges and not self._has_model:
+            raise DataError(
+                f"{ROUTING_COLUMN} is {clipped(prompt.row.get(ROUTING_COLUMN))}, and no reward function judges it.",
+                where=prompt.id,
+                advice="Name it in a function's data_sources, or leave the row out.",
+                kind=f"a {ROUTING_COLUMN} that no function judges",
+            )
+        for spec in judges:
+            check = self._checks.get(spec.name)
+            wrong = check(prompt.answer) if check else None
+            if wrong:
+                raise DataError(
+                    f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}.",
+                    where=prompt.id,
+                    advice="Mend the answer, or leave the row out.",
+                    kind=f"an answer that {spec.source.spec} cannot read",
+                )
+        return prompt
+
+
+def _item(prompt: Prompt, response: str) -> Item:
     return Item(
-        id="canary",
-        response="",
+        id=f"{prompt.id}, tried",
+        response=response,
         answer=prompt.answer,
         prompt="\n".join(message.content for message in prompt.messages),
-        messages=messages,
+        messages=tuple({"role": message.role, "content": message.content} for message in prompt.messages),
         from_text=prompt.from_text,
         token_ids=(),
         row=prompt.row,
     )
-
-
-def _refuse_broken(spec: RewardSpec, canary: Prompt, judgement: Judgement) -> None:
-    if isinstance(judgement, Failure) and judgement.kind in BROKEN:
-        raise RewardError(
-            f"{spec.source.spec} raised when tried with an empty response, the first prompt's answer "
-            f"{canary.answer!r} and its columns ({listed(canary.row)}):\n{judgement.reason}"
-        )

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         from workers.team import start_workers
 
         train = train_online if config.algo.online else train_offline
-        with start_workers(config.team(), task.rewards, announce=tracker.say) as workers:
+        with start_workers(config.team(), task.rewards, task.canaries, announce=tracker.say) as workers:
             train(config, task, start, workers, tracker, checkpoints)
             with tracker.phase("export"):
                 exported = export(config, workers)

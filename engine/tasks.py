@@ -16,9 +16,10 @@ from engine.data.files import FilesData
 from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from engine.fingerprint import fingerprint
-from engine.judging import reward_specs, try_rewards
+from engine.judging import AnswerCheck, canaries_for, reward_specs, try_rewards
 from engine.lesson_source import LessonSource, ShuffledLessons, StreamedLessons
 from rewards.spec import RewardSpec
+from workers.canary import Canary
 from workers.lessons import Lesson
 from workers.records import Prompt
 
@@ -36,6 +37,8 @@ class OnlineTask:
     held_out: tuple[Prompt, ...]
     rewards: tuple[RewardSpec, ...]
     """The functions; none where a reward model judges alone."""
+    canaries: tuple[Canary, ...]
+    """What each function was tried on, for the reward workers to try it on, too."""
     remarks: tuple[str, ...]
     """What became of rows that were too long, for people."""
     bad: BadRows
@@ -60,6 +63,7 @@ class OfflineTask:
     held_out: tuple[Lesson, ...]
     rewards: tuple[()]
     """Nothing is sampled, so nothing is judged."""
+    canaries: tuple[()]
     remarks: tuple[str, ...]
     bad: BadRows
     fingerprint: str
@@ -75,17 +79,23 @@ def prepare_online(config: Config) -> OnlineTask:
     (train, too_long), (held_out, too_long_held_out) = (
         render_prompts(config.data.questions(split), template, room, bad) for split in (Split.TRAIN, Split.HELD_OUT)
     )
+    check, unjudgeable = AnswerCheck(rewards, config.reward), BadRows(bad.tolerance)
+    train, held_out = (tuple(unjudgeable.collect(prompts, check)) for prompts in (train, held_out))
+    bad = bad.with_later(unjudgeable)
     bad.settle()
     _refuse_empty(train, config)
-    try_rewards(rewards, config.reward, train)
+    canaries = canaries_for(rewards, train)
+    tried = try_rewards(rewards, config.reward, canaries)
     rows = [(prompt.id, prompt.token_ids, prompt.answer) for prompt in train]
     return OnlineTask(
         prompts=train,
         held_out=held_out,
         rewards=rewards,
+        canaries=canaries,
         remarks=(
             *_remarks(dropped=(*too_long, *too_long_held_out), truncated=(), room=room),
             *filter(None, [answers_in_prompts(train)]),
+            *tried,
         ),
         bad=bad,
         fingerprint=fingerprint(rows),
@@ -116,6 +126,7 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
         rewards=(),
+        canaries=(),
         remarks=_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config)),
         bad=bad,
         fingerprint=fingerprint(_told(train)),
@@ -139,6 +150,7 @@ def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
         rewards=(),
+        canaries=(),
         remarks=(*beginning.described, *_remarks(dropped=make.dropped, truncated=make.truncated, room=room_of(config))),
         bad=found,
         fingerprint=fingerprint((config.data, _told(held_out))),

@@ -20,6 +20,7 @@ from rewards.mix import Voice, mixed
 from rewards.score import judgement_of
 from rewards.spec import RewardSpec
 from workers.batches import cut
+from workers.canary import Canary
 from workers.config import Device, ModelConfig, RewardConfig
 from workers.model import DTYPES, UnsupportedModel
 from workers.records import GeneratedGroup, Group, GroupSummary, Rollout
@@ -46,14 +47,15 @@ class JudgeSetup:
 class JudgeWorker:
     """A frozen sequence classifier with one label, and perhaps a function, whose weighted scores make the reward."""
 
-    def __init__(self, specs: Sequence[RewardSpec], setup: JudgeSetup) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], canaries: Sequence[Canary], setup: JudgeSetup) -> None:
+        """The functions are tried before the model is loaded. Raises RewardError where one cannot be used here."""
         reward = setup.reward
+        self._functions = RewardWorker(specs, canaries, reward) if specs else None
         self._reward, self._tokens_per_micro_batch = reward, setup.tokens_per_micro_batch
         self._device = torch.device("cuda", 0) if setup.device is Device.CUDA else torch.device("cpu")
         self._model = load_reward_model(setup.model).to(self._device)
         self._tokenizer = load_tokenizer(setup.model.path)
         self._reads_tokens = _write_alike(self._tokenizer, load_tokenizer(setup.policy))
-        self._functions = RewardWorker(specs, reward) if specs else None
         self._asking = threading.Lock()
 
     def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:

@@ -10,6 +10,7 @@ from rewards.load import check_columns
 from rewards.mix import Voice, mixed
 from rewards.score import Judgement
 from rewards.spec import RewardSpec
+from workers.canary import Canary, try_out
 from workers.config import RewardConfig
 from workers.records import GeneratedGroup, Group, GroupSummary, Rollout, ScoredRollout
 from workers.reward_pool import RewardPool
@@ -19,9 +20,15 @@ from workers.scoring_child import Limits
 class RewardWorker:
     """The functions that judge a run, in processes that can be killed, spoken to in records."""
 
-    def __init__(self, specs: Sequence[RewardSpec], config: RewardConfig) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], canaries: Sequence[Canary], config: RewardConfig) -> None:
+        """Raises RewardError where a function cannot be used here."""
         self._specs = tuple(specs)
         self._pool = RewardPool(self._specs, limits_of(config), processes=config.processes)
+        try:
+            try_out(self._pool, self._specs, canaries)
+        except BaseException:
+            self.close()
+            raise
 
     def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
         """The siblings of one draw, judged, and what the driver needs to know of them. Any thread may ask."""

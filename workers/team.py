@@ -13,6 +13,7 @@ import ray
 
 from rewards.spec import RewardSpec
 from workers.adapters import served_rank
+from workers.canary import Canary
 from workers.config import Device, TeamConfig, TuningConfig
 from workers.critic_worker import CriticWorker
 from workers.failures import Roster
@@ -99,7 +100,9 @@ class Workers:
 
 
 @contextmanager
-def start_workers(team: TeamConfig, rewards: Sequence[RewardSpec], *, announce: Announce) -> Iterator[Workers]:
+def start_workers(
+    team: TeamConfig, rewards: Sequence[RewardSpec], canaries: Sequence[Canary], *, announce: Announce
+) -> Iterator[Workers]:
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
@@ -119,8 +122,11 @@ def start_workers(team: TeamConfig, rewards: Sequence[RewardSpec], *, announce: 
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        workers = _make_workers(team, rewards, hosting, meeting)
-        groups = [workers.policy, workers.critic, workers.rollout, workers.reference, workers.reward]
+        # Before any other model is loaded, the functions are tried where they will run.
+        reward = _make_judges(team, rewards, canaries, hosting)
+        _await_all([reward], hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
+        workers = _make_workers(team, reward, hosting, meeting)
+        groups = [workers.policy, workers.critic, workers.rollout, workers.reference]
         _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
 
@@ -149,7 +155,7 @@ def critic_setup(team: TeamConfig) -> TrainerSetup:
     )
 
 
-def _make_workers(team: TeamConfig, rewards: Sequence[RewardSpec], hosting: Hosting, meeting: MeetingPoint) -> Workers:
+def _make_workers(team: TeamConfig, reward: RewardGroup, hosting: Hosting, meeting: MeetingPoint) -> Workers:
     policy, critic = policy_setup(team), critic_setup(team)
 
     def ranks(role: str) -> list[RankInfo]:
@@ -157,7 +163,6 @@ def _make_workers(team: TeamConfig, rewards: Sequence[RewardSpec], hosting: Host
         return [RankInfo(role=role, rank=rank, world_size=size, meeting=meeting) for rank in range(size)]
 
     engines = team.rollout.engines if team.rollout_workers else 0
-    judges = team.reward.workers if team.rollout_workers else 0
     return Workers(
         rollout=RolloutGroup(
             RolloutActor,
@@ -193,14 +198,7 @@ def _make_workers(team: TeamConfig, rewards: Sequence[RewardSpec], hosting: Host
             ]
             * int(team.reference),
         ),
-        reward=RewardGroup(
-            JudgeWorker if team.reward.model else RewardWorker,
-            hosting,
-            role="reward",
-            arguments=[_of_judge(team, rewards)] * judges,
-            # One group more than processes: it is read and taken apart while the others are judged.
-            concurrency=team.reward.processes + 1,
-        ),
+        reward=reward,
         shares_devices=team.shares_devices,
     )
 
@@ -210,17 +208,26 @@ def _of_critic(team: TeamConfig) -> TuningConfig:
     return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
 
 
-def _of_judge(team: TeamConfig, rewards: Sequence[RewardSpec]) -> tuple[object, ...]:
-    """What a reward worker is constructed from."""
-    if not team.reward.model:
-        return rewards, team.reward
+def _make_judges(
+    team: TeamConfig, rewards: Sequence[RewardSpec], canaries: Sequence[Canary], hosting: Hosting
+) -> RewardGroup:
+    config, judges = team.reward, team.reward.workers if team.rollout_workers else 0
     budget = team.train.tokens_per_micro_batch
-    return rewards, judge_setup(team.model, team.reward, team.cluster.device, tokens_per_micro_batch=budget)
+    setup = judge_setup(team.model, config, team.cluster.device, tokens_per_micro_batch=budget)
+    return RewardGroup(
+        JudgeWorker if config.model else RewardWorker,
+        hosting,
+        role="reward",
+        arguments=[(rewards, canaries, setup if config.model else config)] * judges,
+        concurrency=config.processes + 1,
+    )
 
 
 def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:
     """Wait for every constructor; the first that fails fails the start, with its own error."""
     waiting = {ref: (group, name) for group in groups for name, ref in group.ready()}
+    if not waiting:
+        return
     announce(f"starting {', '.join(name for _, name in waiting.values())}")
     deadline = time.monotonic() + timeout_s
     while waiting:

@@ -167,7 +167,10 @@ def capacities(mix: str, seconds: float, folder: Path) -> list[Capacity]:
     with closing(RewardPool(reward_specs(reward), limits_of(reward), processes=PROCESSES)) as pool:
         items = [items_of(one) for one in groups]
         rates["pool"] = rate(lambda n: pool.judge(0, items[n % 100]), Future.result, seconds)
-    with closing(RewardWorker(reward_specs(reward), reward)) as worker, ThreadPoolExecutor(PROCESSES + 1) as threads:
+    with (
+        closing(RewardWorker(reward_specs(reward), (), reward)) as worker,
+        ThreadPoolExecutor(PROCESSES + 1) as threads,
+    ):
         rates["worker"] = rate(lambda n: threads.submit(worker.score, groups[n % 100]), Future.result, seconds)
     with over_ray(reward, folder) as workers:
         refs = [ray.put(one) for one in groups]

@@ -57,7 +57,7 @@ judges: list[JudgeWorker] = []
 def judge(policy: str, model: str, *, function: str = "", budget: int = 10**6, **reward: float) -> JudgeWorker:
     config = RewardConfig(function=function, model=model, **reward)
     setup = judge_setup(ModelConfig(path=policy), config, Device.CPU, tokens_per_micro_batch=budget)
-    judges.append(JudgeWorker(reward_specs(config), setup))
+    judges.append(JudgeWorker(reward_specs(config), (), setup))
     return judges[-1]
 
 

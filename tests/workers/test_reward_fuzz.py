@@ -259,7 +259,7 @@ class Judged:
 
 def take(file: Path, texts: dict[int, list[str]], *, allowed: float) -> tuple[TakenGroup, ...]:
     reward = RewardConfig(function=f"{file}:hostile", processes=1, timeout_s=2.0, max_failure_fraction=allowed)
-    with contextlib.closing(RewardWorker(reward_specs(reward), reward)) as worker:
+    with contextlib.closing(RewardWorker(reward_specs(reward), (), reward)) as worker:
         stream = RolloutStream(
             PROMPTS, Judged(worker, texts), rollout=RolloutConfig(prompts_per_step=4, responses_per_prompt=2),
             reward=reward, algorithm=GRPO(), seed=1, next_draw=0, first_version=0,

@@ -52,7 +52,7 @@ def written(folder: Path, text: str) -> str:
 
 def worker_of(function: str, *, timeout_s: float = 5.0, **arguments: object) -> RewardWorker:
     config = RewardConfig(function=function, arguments=arguments, timeout_s=timeout_s)
-    return RewardWorker(reward_specs(config), config)
+    return RewardWorker(reward_specs(config), (), config)
 
 
 def test_a_group_is_scored_and_summed_up() -> None:
@@ -131,5 +131,5 @@ def test_the_file_is_not_needed_where_the_worker_is(tmp_path: Path) -> None:
     config = RewardConfig(function=source)
     specs = reward_specs(config)
     Path(source.rpartition(":")[0]).unlink()
-    with contextlib.closing(RewardWorker(specs, config)) as worker:
+    with contextlib.closing(RewardWorker(specs, (), config)) as worker:
         assert worker.score(generated("46"))[1].score_G.tolist() == [0.25]

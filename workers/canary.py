@@ -1,0 +1,62 @@
+"""Every reward function, tried on a row of the run before anything expensive starts: by the driver and on each node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards.item import Item
+from rewards.load import RewardError, check_columns, listed
+from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.spec import RewardSpec
+from workers.reward_pool import RewardPool
+
+BROKEN = (
+    FailureKind.EXCEPTION,
+    FailureKind.CRASH,
+    FailureKind.TIMEOUT,
+    FailureKind.MISSHAPED,
+    FailureKind.UNAVAILABLE,
+)
+"""How a function fails that would fail on other responses, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """What one function is tried on: an empty response to a row that it judges, and that row's own answer.
+
+    Example:
+        Canary(function=0, empty=Item(id="an empty response", response="", answer="46", ...),
+               right=Item(id="its answer as the response", response="46", answer="46", ...))
+    """
+
+    function: int
+    """Its number among the run's functions."""
+    empty: Item
+    right: Item
+
+
+def try_out(pool: RewardPool, specs: Sequence[RewardSpec], canaries: Sequence[Canary]) -> tuple[str, ...]:
+    """A line a function, of what it gave. Raises RewardError, for people, where one is broken.
+
+    Example of a line:
+        reward my.py:correct: an empty response scores 0, the first answer 1
+    """
+    return tuple(_try(pool, specs[canary.function], canary) for canary in canaries)
+
+
+def _try(pool: RewardPool, spec: RewardSpec, canary: Canary) -> str:
+    check_columns(spec, canary.empty.row)
+    of_empty, of_right = pool.judge(canary.function, [canary.empty, canary.right]).result()
+    for item, judgement in ((canary.empty, of_empty), (canary.right, of_right)):
+        if isinstance(judgement, Failure) and judgement.kind in BROKEN:
+            tried = "an empty response" if item is canary.empty else "the first row's answer as the response"
+            raise RewardError(
+                f"{spec.source.spec} failed ({judgement.kind.value}) when tried with {tried}, the answer "
+                f"{item.answer!r} and the columns {listed(item.row)}:\n{judgement.reason}"
+            )
+    return f"reward {spec.source.spec}: an empty response scores {_told(of_empty)}, the first answer {_told(of_right)}"
+
+
+def _told(judgement: Judgement) -> str:
+    return f"{judgement.total:g}" if isinstance(judgement, Score) else f"nothing ({judgement.kind.value})"
