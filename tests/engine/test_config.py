@@ -102,10 +102,24 @@ def test_an_experiment_chooses_options_and_what_is_typed_wins() -> None:
 
 
 def test_keys_of_a_mapping_are_free_and_their_values_are_typed() -> None:
-    assert load("reward.arguments.tolerance=1").reward.arguments == {"tolerance": 1.0}
-    assert load("reward.arguments={tolerance: 0.5}").reward.arguments == {"tolerance": 0.5}
-    with pytest.raises(ConfigError, match="each value a number"):
-        load("reward.arguments.tolerance=little")
+    assert load("reward.arguments.tolerance=1").reward.arguments == {"tolerance": 1}
+    given = load("reward.arguments={tolerance: 0.5, tags: [a, b], unit: cm}").reward.arguments
+    assert given == {"tolerance": 0.5, "tags": ["a", "b"], "unit": "cm"}
+
+
+def test_further_reward_functions_have_names_of_the_persons_own() -> None:
+    config = load("reward.functions.tidy.function=my.py:tidy", "reward.functions.tidy.weight=0.1").reward
+    assert config.functions == {"tidy": FunctionConfig(function="my.py:tidy", weight=0.1)}
+    for override, said in (
+        ("reward.functions.tidy.wieght=1", "Did you mean reward.functions.tidy.weight"),
+        ("reward.functions.tidy.weight=heavy", "reward.functions.tidy.weight takes a number"),
+        ("reward.functions.tidy.convention=trll", "Did you mean trl"),
+        ("reward.functions.tidy=my.py:tidy", "reward.functions.tidy is a section"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load(override)
+        assert said in str(caught.value), str(caught.value)
+    assert "reward.functions.<name>.weight = 1.0" in help_text()
 
 
 def test_a_plus_that_hydra_would_ask_for_is_taken_too() -> None:
@@ -256,7 +270,7 @@ def test_help_shows_every_key_with_its_default_and_every_option() -> None:
 
     for section in dataclasses.fields(Config)[2:]:
         for field in dataclasses.fields(section.default_factory):
-            assert f"\n    {section.name}.{field.name} = " in text
+            assert f"\n    {section.name}.{field.name}" in text
     for options in compose.options_in(CONF).values():
         assert all(option in text for option in options)
     assert "train.betas = [0.9,0.999]" in text

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards.load import RewardError, bind_reward, build_reward, check_columns, load_reward, read_reward, try_reward
+from rewards.calling import BoundReward
+from rewards.load import RewardError, build_reward, load_reward, read_reward
 from rewards.score import Failure, FailureKind, Score
 
 GOOD = "def good(response: str, answer: str, **row) -> float:\n    return float(response == answer)\n"

@@ -10,7 +10,8 @@ import reasoning_gym
 from engine.config import load_config
 from engine.data.base import DataError, Split
 from engine.data.reasoning_gym import HELD_OUT_SEED, ReasoningGymData
-from rewards.load import bind_reward, load_reward
+from engine.judging import reward_specs
+from rewards.calling import BoundReward
 from rewards.score import Score
 
 SMALL_SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -40,16 +41,16 @@ def test_no_training_question_reads_like_a_held_out_one() -> None:
 @pytest.mark.parametrize("task", ["chain_sum", "countdown", "knights_knaves", "letter_counting", "word_sorting", "gcd"])
 def test_the_reward_is_the_tasks_own_score_after_a_trip_to_another_process(task: str) -> None:
     question = ReasoningGymData(task=task, rows=1, held_out=0).questions(Split.TRAIN)[0]
-    reward = bind_reward(load_reward("rewards.reasoning_gym:score"), {})
+    reward = BoundReward(*reward_specs(RewardConfig(function="rewards.reasoning_gym:score")))
     theirs = reasoning_gym.create_dataset(task, size=1, seed=0)
     answer, row = pickle.loads(pickle.dumps((question.answer, question.row)))
     for response in (answer, f"Let me see. <answer>{answer}</answer>", f"{answer} or so", "", "<answer>no</answer>"):
         judged = {f"Let me see. <answer>{answer}</answer>": answer, "<answer>no</answer>": "no"}.get(response, response)
         expected = theirs.score_answer(judged, theirs[0])
-        verdict = reward.judge(response, answer, row)
+        verdict = judged_by(reward, response, answer, row)
         assert isinstance(verdict, Score)
         assert verdict.total == pytest.approx(expected)
-    assert reward.judge(answer, answer, row).total == 1.0
+    assert judged_by(reward, answer, answer, row).total == 1.0
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,6 @@ def test_every_task_of_the_library_gives_a_question_and_judges_its_own_answer() 
     # composite needs other tasks named in its settings.
     for task in sorted(set(DATASETS) - {"composite"}):
         question = ReasoningGymData(task=task, rows=1, held_out=0).questions(Split.TRAIN)[0]
-        reward = bind_reward(load_reward("rewards.reasoning_gym:score"), {})
+        reward = BoundReward(*reward_specs(RewardConfig(function="rewards.reasoning_gym:score")))
         row = pickle.loads(pickle.dumps(question.row))
-        assert isinstance(reward.judge(question.answer, question.answer, row), Score), task
+        assert isinstance(judged_by(reward, question.answer, question.answer, row), Score), task
