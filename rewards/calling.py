@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import dataclasses
+import functools
 import inspect
 from collections.abc import Sequence
 
+from rewards.conventions import named, way_of
 from rewards.item import Item
-from rewards.load import RewardError, build_reward, keywords, listed, name_of, nearest
-from rewards.score import KEEPS_NOTHING, Judgement, judgement_of
-from rewards.spec import Convention, Isolation, RewardSpec
+from rewards.load import RewardError, build_reward, keywords, listed, name_of, nearest, told
+from rewards.score import KEEPS_NOTHING, CannotJudge, Failure, FailureKind, Judgement, RewardFunction
+from rewards.spec import Isolation, RewardSpec
 
 
 class BoundReward:
@@ -18,35 +23,95 @@ class BoundReward:
         """Raises RewardError, for people, where the function cannot be used as configured."""
         self.spec = spec
         self.function = build_reward(spec.source)
-        self.convention = Convention.NATIVE
+        self._way = way_of(self.function, spec.convention, spec.source.spec)
+        self.convention = self._way.convention
         """Never AUTO: where the settings leave it open, what the function's parameters say."""
         self.isolation = _isolation(spec, keeps_nothing=getattr(self.function, KEEPS_NOTHING, False))
         """Never AUTO."""
-        self.judges_together = False
-        """Whether one call judges all responses to a prompt."""
-        self._parameters = keywords(inspect.signature(self.function))
+        self._is_async = _is_async(self.function)
+        self.judges_together = self._way.is_batch or self._is_async
+        """Whether all responses to a prompt are judged at once: by one call, or by coroutines that run side by side."""
+        signature = inspect.signature(self.function)
+        self._parameters, self._named = keywords(signature), named(signature)
         self._check_arguments()
+        self._check_required(signature)
 
     def judge(self, items: Sequence[Item]) -> list[Judgement]:
-        """One judgement an item, by one call where `judges_together`, else by one for each. What it raises rises."""
-        return [self._judge(item) for item in items]
+        """One judgement an item, by one call where the convention has lists, else by one for each.
 
-    def _judge(self, item: Item) -> Judgement:
-        given = {**item.row, **self.spec.arguments, "response": item.response, "answer": item.answer}
+        What the function raises rises, except from one of several coroutines: that is the failure of its own item.
+        """
+        # Responses to one prompt share its row, which one of them must not change for the others.
+        items = [dataclasses.replace(item, row=copy.deepcopy(dict(item.row))) for item in items]
+        if self._is_async:
+            together = self._awaited(items) if self._way.is_batch else self._side_by_side(items)
+            return self._runner.run(together) if self.isolation is Isolation.WORKER else asyncio.run(together)
+        calls = [items] if self._way.is_batch else [[item] for item in items]
+        return [one for call in calls for one in self._read(self.function(**self._given(call)), len(call))]
+
+    @functools.cached_property
+    def _runner(self) -> asyncio.Runner:
+        """One event loop for all calls of a process, so that a function may keep its connections."""
+        return asyncio.Runner()
+
+    async def _side_by_side(self, items: Sequence[Item]) -> list[Judgement]:
+        return list(await asyncio.gather(*(self._alone(item) for item in items)))
+
+    async def _alone(self, item: Item) -> Judgement:
+        try:
+            [judgement] = await self._awaited([item])
+        except CannotJudge as reason:
+            return reason.failure
+        except Exception as error:  # the user's own code: its siblings are judged all the same
+            return Failure(kind=FailureKind.EXCEPTION, reason=told(error))
+        return judgement
+
+    async def _awaited(self, items: Sequence[Item]) -> list[Judgement]:
+        value = self.function(**self._given(items))
+        return self._read(await value if inspect.isawaitable(value) else value, len(items))
+
+    def _given(self, items: Sequence[Item]) -> dict[str, object]:
+        given = self._way.given(items)
+        own = {name: given[name] for name in self._way.brings}
+        declared = {name: value for name, value in self._way.declared.items() if name in self._named}
+        given = {**given, **declared, **self.spec.arguments, **own}
         if self._parameters is not None:
             given = {name: value for name, value in given.items() if name in self._parameters}
-        return judgement_of(self.function(**given), name=name_of(self.function))
+        return given
+
+    def _read(self, value: object, count: int) -> list[Judgement]:
+        try:
+            return self._way.read(value, name_of(self.function), count)
+        except CannotJudge as reason:
+            return [reason.failure] * count
 
     def _check_arguments(self) -> None:
         for name in self.spec.arguments:
-            if name in ("response", "answer"):
+            if name in self._way.brings:
                 raise RewardError(f"reward.arguments has {name!r}, which every row brings itself; remove it")
             if self._parameters is not None and name not in self._parameters:
-                near = nearest(name, self._parameters - {"response", "answer"})
+                near = nearest(name, self._parameters - frozenset(self._way.brings))
                 raise RewardError(
                     f"reward.arguments has {name!r}, but {name_of(self.function)} takes {listed(self._parameters)}"
                     f"{near}; rename or remove it"
                 )
+
+    def _check_required(self, signature: inspect.Signature) -> None:
+        """Where no column is handed over, what must be given is known without any data."""
+        if self._way.has_columns:
+            return
+        required = {name for name in self._named if signature.parameters[name].default is inspect.Parameter.empty}
+        lacking = required - frozenset(self._way.brings) - self.spec.arguments.keys()
+        if lacking:
+            raise RewardError(
+                f"reward.function is {self.spec.source.spec!r}: {name_of(self.function)} needs {listed(lacking)}, but "
+                f"{self.convention.value} calls it with {listed(self._way.brings)}; give the rest in reward.arguments"
+            )
+
+
+def _is_async(function: RewardFunction) -> bool:
+    function = inspect.unwrap(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _isolation(spec: RewardSpec, *, keeps_nothing: bool) -> Isolation:

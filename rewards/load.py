@@ -23,7 +23,7 @@ from rewards.spec import RewardSource, RewardSpec
 TRACEBACK_FRAMES = 8
 """Of the reward's own code, the innermost."""
 TRACEBACK_CHARACTERS = 4000
-CALLERS = (__file__, str(Path(__file__).with_name("calling.py")))
+CALLERS = (__file__, *(str(Path(__file__).with_name(name)) for name in ("calling.py", "conventions.py")))
 """Frames of these, and those before them, are not the person's own."""
 
 
@@ -144,19 +144,14 @@ def _missing(module: ModuleType, name: str) -> str:
 
 
 def _check_signature(function: RewardFunction, spec: str) -> None:
-    example = "write def name(response: str, answer: str, **row) -> float"
-    if inspect.iscoroutinefunction(function):
-        raise RewardError(f"reward.function is {spec!r}: it is an async function; {example}")
+    """Which convention they fit is seen where the settings are known (`rewards.conventions`)."""
     try:
-        parameters = keywords(inspect.signature(function))
-    except ValueError as error:
-        raise RewardError(f"reward.function is {spec!r}: its parameters cannot be read; {example}") from error
-    lacking = {"response", "answer"} - (parameters if parameters is not None else {"response", "answer"})
-    if lacking:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
         raise RewardError(
-            f"reward.function is {spec!r}: it is {name_of(function)}{inspect.signature(function)} and takes no keyword "
-            f"{listed(lacking)}; {example}"
-        )
+            f"reward.function is {spec!r}: its parameters cannot be read; "
+            "write def name(response: str, answer: str, **row) -> float"
+        ) from error
 
 
 def keywords(signature: inspect.Signature) -> frozenset[str] | None:
