@@ -6,12 +6,12 @@ driver read.
 
 from __future__ import annotations
 
+import ast
 import importlib.machinery
 import linecache
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
-from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +21,38 @@ PACKAGES = ("engine", "workers", "rewards", "conf")
 
 def imported_files(file: Path, *, root: Path) -> tuple[Path, ...]:
     """`file`, and those below `root` that it imports, directly or not. An import by a computed name is not seen."""
-    finder = ModuleFinder(path=[str(root)], excludes=list(PACKAGES))
-    finder.run_script(str(file))
-    found = {Path(module.__file__) for module in finder.modules.values() if module.__file__} | {file}
-    # `import a.b` runs the __init__.py of every folder on the way.
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        names = _imported_names(path, root)
+        # `import a.b` runs the __init__.py of every folder on the way.
+        parts = [name.split(".") for name in names if name.split(".")[0] not in PACKAGES]
+        modules = {root.joinpath(*own[:end]) for own in parts for end in range(1, len(own) + 1)}
+        waiting += [at for module in modules for at in (module.with_suffix(".py"), module / "__init__.py")]
     packages = {folder / "__init__.py" for folder in file.parents if folder.is_relative_to(root) and folder != root}
     return tuple(sorted(found | {init for init in packages if init.exists()}))
+
+
+def _imported_names(file: Path, root: Path) -> set[str]:
+    """Dotted, also of what may be a thing in a module rather than a module. None where the file is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()  # whoever imports it is told
+    package = file.relative_to(root).parts[:-1]
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            source = [*base, *([node.module] if node.module else [])]
+            names |= {".".join([*source, alias.name]) for alias in node.names} | {".".join(source)}
+    return names - {""}
 
 
 def texts_beside(file: Path) -> dict[str, str]:

@@ -152,7 +152,7 @@ def over_ray(reward: RewardConfig, folder: Path) -> Iterator[RewardGroup]:
         hosting = Hosting(
             placement=placement, places=places, environment={}, roster=Roster(folder), call_timeout_s=600.0
         )
-        arguments = [(reward_specs(reward), reward)]
+        arguments = [(reward_specs(reward), (), reward)]
         workers = RewardGroup(
             RewardWorker, hosting, role="reward", arguments=arguments, concurrency=reward.processes + 1
         )

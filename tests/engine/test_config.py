@@ -31,7 +31,7 @@ from engine.config import (
 )
 from engine.data.arithmetic import ArithmeticData, ArithmeticDemos
 from engine.tracking import plain
-from workers.config import EngineKind, Precision, Weights
+from workers.config import EngineKind, FunctionConfig, Precision, Weights
 
 BLANK = ("model=nano",)
 

@@ -44,8 +44,8 @@ def test_it_judges_beside_the_function_or_instead_of_it(tmp_path: Path) -> None:
     folder = reward_model(tmp_path / "rm")
     beside, instead = (with_model(folder, *more) for more in ((), ("reward.function=",)))
     assert beside.reward.function == "rewards.number:exact" and beside.team().reward.model == folder
-    assert prepare_online(beside).reward is not None
-    assert prepare_online(instead).reward is None
+    assert [spec.name for spec in prepare_online(beside).rewards] == ["exact"]
+    assert prepare_online(instead).rewards == ()
 
 
 @pytest.mark.parametrize(

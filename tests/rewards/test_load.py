@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from rewards.calling import BoundReward
-from rewards.load import RewardError, build_reward, load_reward, read_reward
-from rewards.score import Failure, FailureKind, Score
+from engine.judging import reward_specs
+from rewards.load import RewardError, build_reward, check_columns, load_reward, read_reward, told
+from workers.config import RewardConfig
 
 GOOD = "def good(response: str, answer: str, **row) -> float:\n    return float(response == answer)\n"
 
@@ -23,9 +24,9 @@ def written(folder: Path, text: str, name: str = "mine.py") -> Path:
 
 @pytest.fixture(autouse=True)
 def import_path_is_left_as_it_was():
-    before = list(sys.path)
+    path, finders = list(sys.path), list(sys.meta_path)
     yield
-    sys.path[:] = before
+    sys.path[:], sys.meta_path[:] = path, finders
 
 
 def test_a_file_and_a_module_are_both_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,16 +36,24 @@ def test_a_file_and_a_module_are_both_found(tmp_path: Path, monkeypatch: pytest.
     assert load_reward("rewards.gsm8k:correct")(response="#### 1", answer="1") == {"correct": 1.0}
 
 
+def told_by(function) -> str:
+    try:
+        function(response="1", answer="1")
+    except KeyError as error:
+        return told(error)
+    return "nothing"
+
+
 def test_a_source_builds_the_same_function_where_the_file_is_not(tmp_path: Path) -> None:
     file = written(tmp_path, GOOD + "    # the end\ndef bad(response, answer):\n    raise KeyError(response)\n")
     source = pickle.loads(pickle.dumps(read_reward(f"{file}:bad")))
     file.unlink()
     tmp_path.rmdir()
     with pytest.raises(RewardError) as error:
-        try_reward(build_reward(source), "1", {}, {})
+        raise RewardError(told_by(build_reward(source)))
     assert f'File "{file}", line 5, in bad' in str(error.value)
     assert "raise KeyError(response)" in str(error.value)
-    assert "load.py" not in str(error.value)
+    assert "/load.py" not in str(error.value)
 
 
 def test_a_file_may_import_its_neighbours_and_take_any_name(tmp_path: Path) -> None:
@@ -111,56 +120,35 @@ def test_a_file_that_raises_when_imported_shows_its_last_lines(tmp_path: Path, t
     assert "importlib" not in str(error.value) and "load.py" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("def f(text, answer): ...", "takes no keyword response"),
-        ("def f(prompts, completions): ...", "takes no keyword answer, response"),
-        ("def f(response, answer, /): ...", "takes no keyword answer, response"),
-        ("async def f(response, answer): ...", "async function"),
-    ],
-)
-def test_a_function_that_takes_no_response_or_answer_is_explained(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(RewardError, match=said):
-        load_reward(f"{written(tmp_path, text)}:f")
-
-
-def test_a_function_gets_the_names_it_declares_and_ours_win_over_the_row() -> None:
-    def few(response, answer, *, level, scale=1.0):
-        return scale * level * (response == answer)
-
-    def all_of_it(response, answer, **row):
-        return float(len(row))
-
-    row = {"level": 2, "topic": "x", "answer": "row's", "response": "row's"}
-    assert bind_reward(few, {"scale": 3}).judge("a", "a", row) == Score(total=6.0, parts={"few": 6.0})
-    assert bind_reward(all_of_it, {"scale": 3}).judge("a", "a", row) == Score(total=3.0, parts={"all_of_it": 3.0})
-
-
-def test_an_argument_the_function_does_not_take_is_explained() -> None:
-    def scaled(response, answer, scale=1.0): ...
-
-    with pytest.raises(RewardError, match=r"'scal', but scaled takes answer, response, scale \(did you mean scale\?\)"):
-        bind_reward(scaled, {"scal": 2.0})
-    with pytest.raises(RewardError, match="every row brings itself"):
-        bind_reward(scaled, {"answer": 2.0})
-
-
-def test_an_argument_that_is_also_a_column_is_an_error() -> None:
-    check_columns({"scale": 1.0}, {"level": 2})
+def test_an_argument_that_is_also_a_column_is_an_error(tmp_path: Path) -> None:
+    config = RewardConfig(function=f"{written(tmp_path, GOOD)}:good", arguments={"scale": 1.0})
+    [spec] = reward_specs(config)
+    check_columns(spec, {"level": 2})
     with pytest.raises(RewardError, match="both have scale"):
-        check_columns({"scale": 1.0}, {"scale": 2})
+        check_columns(spec, {"scale": 2})
 
 
-def test_trying_a_reward_tells_what_it_raises_and_passes_what_it_says() -> None:
-    def needs(response, answer, level):
-        return None
+def test_modules_beside_the_file_travel_with_it_as_texts(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "parts").mkdir(parents=True)
+    written(folder, "from parts.deep import POINTS\ndef points():\n    return POINTS\n", "scoring_of_mine.py")
+    written(folder / "parts", "POINTS = 0.25\n", "deep.py")
+    written(folder, "raise RuntimeError('nobody imports this')\n", "other.py")
+    file = written(folder, "from scoring_of_mine import points\ndef f(response, answer):\n    return points()\n")
+    source = pickle.loads(pickle.dumps(read_reward(f"{file}:f")))
+    assert sorted(source.beside) == ["parts/deep.py", "scoring_of_mine.py"]
+    shutil.rmtree(folder)
+    assert build_reward(source)(response="", answer="") == 0.25
 
-    nothing = Failure(kind=FailureKind.UNSCORABLE, reason="needs returned None")
-    assert try_reward(needs, "1", {"level": 1}, {}) == nothing
-    said = r"needs raised when tried .* columns \(topic\)(.|\n)*missing 1 required"
-    with pytest.raises(RewardError, match=said) as error:
-        try_reward(needs, "1", {"topic": "x"}, {})
-    assert "'1'" in str(error.value)
-    with pytest.raises(RewardError, match="could not convert string to float"):
-        try_reward(lambda response, answer: "good", "1", {}, {})
+
+def test_two_rewards_with_different_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    sources = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        written(folder, f"POINTS = {number}\n", "shared_by_two.py")
+        text = "def f(response, answer):\n    return 1.0\nimport shared_by_two\n"
+        sources.append(read_reward(f"{written(folder, text)}:f"))
+    build_reward(sources[0])
+    with pytest.raises(RewardError, match=r"another reward imports another shared_by_two\.py; rename"):
+        build_reward(sources[1])

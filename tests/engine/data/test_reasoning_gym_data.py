@@ -12,7 +12,9 @@ from engine.data.base import DataError, Split
 from engine.data.reasoning_gym import HELD_OUT_SEED, ReasoningGymData
 from engine.judging import reward_specs
 from rewards.calling import BoundReward
-from rewards.score import Score
+from rewards.item import Item
+from rewards.score import Judgement, Score
+from workers.config import RewardConfig
 
 SMALL_SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
@@ -36,6 +38,24 @@ def test_no_training_question_reads_like_a_held_out_one() -> None:
     assert not train & held_out
     # There are 200 such sums, so without leaving any out the two would overlap.
     assert len(train) > 100
+
+
+def judged_by(reward: BoundReward, response: str, answer: str, row: dict[str, object]) -> Judgement:
+    [judgement] = reward.judge(
+        [
+            Item(
+                id="0/0",
+                response=response,
+                answer=answer,
+                prompt="",
+                messages=(),
+                from_text=True,
+                token_ids=(),
+                row=row,
+            )
+        ]
+    )
+    return judgement
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "countdown", "knights_knaves", "letter_counting", "word_sorting", "gcd"])
