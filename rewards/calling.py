@@ -41,8 +41,8 @@ class BoundReward:
 
         What the function raises rises, except from one of several coroutines: that is the failure of its own item.
         """
-        # Responses to one prompt share its row, which one of them must not change for the others.
         if len(items) > 1:
+            # Responses to one prompt share its row, which one of them must not change for the others.
             items = [dataclasses.replace(item, row=copy.deepcopy(dict(item.row))) for item in items]
         if self._is_async:
             together = self._awaited(items) if self._way.is_batch else self._side_by_side(items)

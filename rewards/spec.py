@@ -10,7 +10,7 @@ ROUTING_COLUMN = "data_source"
 
 
 class Convention(Enum):
-    """How a reward function is called, and what it gives back."""
+    """How a reward function is called, and what it gives back. Each may be an async function, too."""
 
     AUTO = "auto"
     """Seen from its parameters."""
