@@ -49,7 +49,7 @@ def as_asked(response: str, answer: str, *, question: str, **row: object) -> dic
 
     A script is the question's if it has a fifth of the question's letters or more. None if the question has no letter.
 
-    >>> as_asked("Да.", "", question="2 + 2 = 4, верно?"), as_asked("Yes.", "", question="Верно?"), as_asked("", "", question="1?")
+    >>> as_asked("Да.", "", question="Верно?"), as_asked("Yes.", "", question="Верно?"), as_asked("", "", question="1?")
     ({'language': 1.0}, {'language': 0.0}, None)
     """
     counts = scripts_of(question)
