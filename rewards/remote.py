@@ -5,7 +5,7 @@ Settings of proxies in the environment are not followed: responses go to `url` a
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import random
 import time
@@ -78,11 +78,12 @@ def headers_for(key_env: str) -> dict[str, str]:
 
 def post(client: httpx.Client, url: str, body: dict[str, object], *, retries: int) -> object:
     """The JSON of the server's reply. Asked again after no answer, 408, 429 and 5xx. Raises CannotJudge."""
-    said = ""
+    # Pure ASCII: a response may hold half of a surrogate pair, which UTF-8 cannot.
+    content, said = json.dumps(body), ""
     for attempt in range(retries + 1):
         asked_to_wait = ""
         try:
-            reply = client.post(url, json=body)
+            reply = client.post(url, content=content, headers={"Content-Type": "application/json"})
             if reply.is_success:
                 return reply.json()
             said = f"status {reply.status_code}"
@@ -110,11 +111,11 @@ def pause_s(attempt: int, asked_to_wait: str) -> float:
 
 
 def numbers_of(reply: object, key: str, number: int) -> list[float]:
-    """The reply's scores. Raises CannotJudge unless they are `number` finite numbers."""
+    """The reply's scores. Raises CannotJudge unless they are `number` finite numbers, below 1e300."""
     values = reply.get(key) if isinstance(reply, dict) else None
     if not isinstance(values, list) or len(values) != number:
         raise CannotJudge(FailureKind.MISSHAPED, f"the server's reply has no list {key!r} of {number} numbers")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
             raise CannotJudge(FailureKind.MISSHAPED, f"the server's {key} hold {value!r:.100}, which is no number")
     return [float(value) for value in values]

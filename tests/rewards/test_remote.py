@@ -73,7 +73,7 @@ def test_a_server_that_fails_is_unavailable_and_only_asked_again_where_that_may_
 
 def test_a_server_that_recovers_is_believed() -> None:
     with server(lambda _, n: (503, "") if n < 2 else (200, '{"scores": [4]}')) as (url, _):
-        assert remote.scores(["r"], ["a"], url=url, retries=2) == [4.0]
+        assert remote.scores(["r\ud800"], ["a"], url=url, retries=2) == [4.0]
 
 
 def test_a_server_that_is_gone_is_unavailable() -> None:
@@ -87,7 +87,8 @@ def test_a_server_that_is_gone_is_unavailable() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "no", "[1]", "{}", '{"scores": []}', '{"scores": [1, 2]}', '{"scores": [NaN]}', '{"scores": ["1"]}',
-     '{"scores": [null]}', '{"scores": [true]}', '{"scores": 1}', '{"scores": [1e999]}'],
+     '{"scores": [null]}', '{"scores": [true]}', '{"scores": 1}', '{"scores": [1e999]}',
+     '{"scores": [1' + '0' * 400 + ']}'],
 )  # fmt: skip
 def test_a_reply_without_a_number_a_response_is_misshaped_and_never_a_zero(text: str) -> None:
     with server(lambda *_: (200, text)) as (url, _), pytest.raises(CannotJudge) as error:
