@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards.gsm8k import boxed
+from rewards.math.answers import boxed
 from rewards.score import keeps_nothing
 
 LETTERS = "ABCDEFGHIJ"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rewards.gsm8k import boxed
+from rewards.math.answers import boxed
 from rewards.score import keeps_nothing
 
 MAX_LENGTH = 300
