@@ -13,7 +13,7 @@ from rewards.conventions import named, way_of
 from rewards.item import Item
 from rewards.load import RewardError, build_reward, keywords, listed, name_of, nearest, told
 from rewards.score import KEEPS_NOTHING, CannotJudge, Failure, FailureKind, Judgement, RewardFunction
-from rewards.spec import Isolation, RewardSpec
+from rewards.spec import Convention, Isolation, RewardSpec
 
 
 class BoundReward:
@@ -75,7 +75,7 @@ class BoundReward:
         given = self._way.given(items)
         own = {name: given[name] for name in self._way.brings}
         declared = {name: value for name, value in self._way.declared.items() if name in self._named}
-        given = {**given, **declared, **self.spec.arguments, **own}
+        given = {**self._offered(items), **given, **declared, **self.spec.arguments, **own}
         if self._parameters is not None:
             given = {name: value for name, value in given.items() if name in self._parameters}
         return given
@@ -85,6 +85,16 @@ class BoundReward:
             return self._way.read(value, name_of(self.function), count)
         except CannotJudge as reason:
             return [reason.failure] * count
+
+    def _offered(self, items: Sequence[Item]) -> dict[str, object]:
+        """What a native function may ask for by name, where its row has no such column: the prompt."""
+        if self.convention is Convention.NATIVE:
+            offered: dict[str, object] = {"prompt": items[0].prompt, "messages": list(items[0].messages)}
+        elif self.convention is Convention.BATCH:
+            offered = {"prompts": [item.prompt for item in items], "messages": [list(item.messages) for item in items]}
+        else:
+            offered = {}
+        return {name: value for name, value in offered.items() if name in self._named}
 
     def _check_arguments(self) -> None:
         for name in self.spec.arguments:

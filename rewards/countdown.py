@@ -16,7 +16,17 @@ MAX_DEPTH = 30
 """Of parentheses in each other."""
 
 TOKEN = re.compile(r"\s*([0-9]{1,12}(?![0-9.])|[-+*/()])")
-OTHER_SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/"}
+OTHER_SIGNS = {
+    "×": "*",
+    "·": "*",
+    "÷": "/",
+    "−": "-",
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    r"\left(": "(",
+    r"\right)": ")",
+}
 SIGNS = re.compile("|".join(map(re.escape, OTHER_SIGNS)))
 
 
@@ -41,7 +51,10 @@ def correct(
     >>> correct("<answer>80</answer>", "80", numbers=[4, 5, 25]), correct("(25 - 5) * 4", "80", numbers=[4, 5, 25])
     ({'correct': 0.0}, {'correct': 0.0})
     """
-    given = Counter(str(int(number)) for number in numbers or nums)
+    row_numbers = list(numbers or nums)
+    if not all(isinstance(number, int) for number in row_numbers):
+        return None
+    given = Counter(str(number) for number in row_numbers)
     target = answer.strip()
     if not given or re.fullmatch(r"-?[0-9]{1,12}", target) is None:
         return None
@@ -123,6 +136,8 @@ class _Reader:
         token = self._take()
         if token.isdigit():
             return Fraction(int(token))
+        if token == "-" and depth < MAX_DEPTH:
+            return -self._atom(depth + 1)
         if token != "(" or depth == MAX_DEPTH:
             raise ValueError(f"no number at {token!r}")
         value = self.sum(depth=depth + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from rewards.score import keeps_nothing
@@ -36,6 +37,15 @@ def matches(response: str, answer: str, *, pattern: str, **row: object) -> dict[
     return {"format": float(len(response) <= MAX_LENGTH and bool(re.fullmatch(pattern, response, re.DOTALL)))}
 
 
+def has_text(text: str) -> bool:
+    """Whether anything of it can be seen.
+
+    >>> has_text("4"), has_text(" \\n\u200b")
+    (True, False)
+    """
+    return any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
+
+
 def enclosed(text: str, names: Sequence[str]) -> list[str] | None:
     """What each tag encloses, stripped; None if the text is not exactly these tags in order, or one is empty.
 
@@ -49,7 +59,7 @@ def enclosed(text: str, names: Sequence[str]) -> list[str] | None:
     for index, mark in enumerate(marks):
         before, found, rest = rest.partition(mark)
         inside = index % 2 == 1
-        if not found or inside != bool(before.strip()):
+        if not found or not (has_text(before) if inside else not before.strip()):
             return None
         if inside:
             contents.append(before.strip())

@@ -23,6 +23,7 @@ FIRST_PAUSE_S = 0.5
 def scores(
     responses: Sequence[str],
     answers: Sequence[str],
+    prompts: Sequence[str],
     *,
     url: str,
     form: str = "heliostat",
@@ -34,11 +35,13 @@ def scores(
 ) -> list[float]:
     """One score a response, from the server at `url`; called for several responses at once (convention `batch`).
 
-    `form` is what the server speaks: `heliostat` `{"responses", "answers", "rows"}` -> `{"scores"}`; `openrlhf`
-    `{"query", "prompts", "labels"}` -> `{"rewards"}`; `scores`, LLaMA-Factory's, `{"messages"}` -> `{"scores"}`. The
-    last two read the prompt's text from the column `prompt`, or else `question`; without one it is empty. `key_env`
+    `form` is what the server speaks: `heliostat`
+    `{"prompts", "responses", "answers", "rows"}` -> `{"scores"}`; `openrlhf`
+    `{"query", "prompts", "labels"}` -> `{"rewards"}`; `scores`, LLaMA-Factory's, `{"messages"}` -> `{"scores"}`. A
+    prompt is sent as the policy read it. `key_env`
     names the environment variable that holds a bearer token. Raises CannotJudge where the server does not answer
-    (UNAVAILABLE), or not with one finite number a response (MISSHAPED).
+    (UNAVAILABLE), or not with one finite number a response (MISSHAPED). All attempts together have the reward's own
+    `reward.timeout_s`: give it room for them.
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it is one of {', '.join(FORMS)}: set it in the reward's arguments")
@@ -47,24 +50,27 @@ def scores(
         for start in range(0, len(responses), batch):
             part = slice(start, start + batch)
             rows = {name: column[part] for name, column in columns.items()}
-            body = body_of(form, responses[part], answers[part], rows)
+            body = body_of(form, responses[part], answers[part], prompts[part], rows)
             reply = post(client, url, body, retries=retries)
             found += numbers_of(reply, "rewards" if form == "openrlhf" else "scores", len(responses[part]))
     return found
 
 
 def body_of(
-    form: str, responses: Sequence[str], answers: Sequence[str], columns: dict[str, Sequence[object]]
+    form: str,
+    responses: Sequence[str],
+    answers: Sequence[str],
+    prompts: Sequence[str],
+    columns: dict[str, Sequence[object]],
 ) -> dict[str, object]:
     """What is sent, in the server's form."""
     if form == "heliostat":
         rows = [{name: column[index] for name, column in columns.items()} for index in range(len(responses))]
-        return {"responses": list(responses), "answers": list(answers), "rows": rows}
-    prompts = [str(prompt) for prompt in columns.get("prompt", columns.get("question", [""] * len(responses)))]
+        return {"prompts": list(prompts), "responses": list(responses), "answers": list(answers), "rows": rows}
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     if form == "scores":
         return {"messages": texts}
-    return {"query": texts, "prompts": prompts, "labels": list(answers)}
+    return {"query": texts, "prompts": list(prompts), "labels": list(answers)}
 
 
 def headers_for(key_env: str) -> dict[str, str]:
@@ -95,19 +101,20 @@ def post(client: httpx.Client, url: str, body: dict[str, object], *, retries: in
         except ValueError as error:
             raise CannotJudge(FailureKind.MISSHAPED, f"{url} replied with something that is no JSON") from error
         if attempt < retries:
-            time.sleep(pause_s(attempt, asked_to_wait))
+            time.sleep(pause_s(attempt, asked_to_wait, content))
     raise CannotJudge(FailureKind.UNAVAILABLE, f"{url} gave no answer: {said}")
 
 
-def pause_s(attempt: int, asked_to_wait: str) -> float:
-    """Before the next attempt: what the server asks for in seconds, or else twice as long each time, with jitter.
+def pause_s(attempt: int, asked_to_wait: str, content: str) -> float:
+    """Before the next attempt: what the server asks for in seconds, or else twice as long each time; those who ask for
+    different things at the same time do not come back together.
 
-    >>> pause_s(0, "7"), pause_s(0, "99999"), 0.25 <= pause_s(0, "Wed, 21 Oct") <= 0.5
+    >>> pause_s(0, "7", ""), pause_s(0, "99999", ""), 0.25 <= pause_s(0, "Wed, 21 Oct", "") <= 0.5
     (7.0, 60.0, True)
     """
     if asked_to_wait.isascii() and asked_to_wait.isdigit():
         return min(float(asked_to_wait[:9]), MAX_PAUSE_S)
-    return min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+    return min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * random.Random(f"{attempt}/{content}").uniform(0.5, 1.0)
 
 
 def numbers_of(reply: object, key: str, number: int) -> list[float]:

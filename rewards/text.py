@@ -16,25 +16,30 @@ WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @keeps_nothing
-def exact(response: str, answer: str, **row: object) -> dict[str, float]:
-    """1 if response and answer have the same words in the same order, else 0.
+def exact(response: str, answer: str, **row: object) -> dict[str, float] | None:
+    """1 if response and answer have the same words in the same order, else 0; None for an answer of white space.
 
     >>> exact("The Eiffel Tower.", "eiffel tower"), exact("Eiffel", "eiffel tower")
     ({'exact': 1.0}, {'exact': 0.0})
     """
-    return {"exact": float(words(response) == words(answer))}
+    if not answer.strip():
+        return None
+    return {"exact": float(words(response) == words(answer) if words(answer) else same(response, answer))}
 
 
 @keeps_nothing
-def f1(response: str, answer: str, **row: object) -> dict[str, float]:
-    """The harmonic mean of precision and recall of the answer's words; their order is not judged.
+def f1(response: str, answer: str, **row: object) -> dict[str, float] | None:
+    """The harmonic mean of precision and recall of the answer's words; their order is not judged. None for an answer of
+    white space.
 
     >>> f1("in the Eiffel Tower in Paris", "Eiffel Tower")["f1"], f1("", "Eiffel Tower")["f1"]
     (0.5714285714285714, 0.0)
     """
     given, wanted = words(response), words(answer)
-    if not given or not wanted:
-        return {"f1": float(given == wanted)}
+    if not answer.strip():
+        return None
+    if not wanted:
+        return {"f1": float(same(response, answer))}
     shared = (Counter(given) & Counter(wanted)).total()
     return {"f1": 2 * shared / (len(given) + len(wanted))}
 
@@ -56,6 +61,15 @@ def similar(response: str, answer: str, **row: object) -> dict[str, float] | Non
         return {"similar": 0.0}
     both = len(given) + len(wanted)
     return {"similar": 2 * common_subsequence(given, wanted) / both if both else 1.0}
+
+
+def same(response: str, answer: str) -> bool:
+    """Of an answer that is all articles and punctuation, as the letter A is.
+
+    >>> same(" a", "A"), same("", "A")
+    (True, False)
+    """
+    return response.strip().casefold() == answer.strip().casefold()
 
 
 def words(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.format import enclosed
+from rewards.format import enclosed, has_text
 from rewards.score import keeps_nothing
 
 
@@ -26,4 +26,4 @@ def thinks(
     thought, _, rest = text.partition("</think>")
     whole = enclosed(f"{thought}</think>", ["think"]) is not None
     again = "<think>" in rest or "</think>" in rest
-    return {"format": float(whole and bool(rest.strip()) and not again)}
+    return {"format": float(whole and has_text(rest) and not again)}

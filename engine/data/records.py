@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.data.base import Conversation, Document, Judged, Preference, Question, RowKind
 from engine.data.forms import Layout
-from engine.data.rows import FileRow
+from engine.data.rows import REWARD_ARGUMENTS, FileRow
 from engine.data.turns import IMAGE, TurnReader, ask, refuse_empty, system, tools_of
 from workers.records import Message
 
@@ -56,7 +56,8 @@ class RecordMaker:
         answer = _answer(row, columns.answer)
         # A reward of verl's reads reward_model itself, too.
         used = [columns.prompt, columns.query, columns.system]
-        used += [columns.answer] if not isinstance(row.values[columns.answer], dict) else []
+        # A foreign reward asks for the answer by its column's own name, too.
+        used += [columns.answer] if columns.answer in REWARD_ARGUMENTS else []
         from_text = isinstance(row.values[columns.prompt], str)
         return Question(id=self._id(row), messages=messages, answer=answer, row=row.others(*used), from_text=from_text)
 
