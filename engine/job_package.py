@@ -21,10 +21,13 @@ from engine.config import CONF, REPOSITORY, Config
 from engine.config_error import ConfigError
 from engine.data.registry import REGISTRY
 from engine.data.sources import is_hub_id, place_and_split
+from engine.judging import reward_specs
 from engine.model_checks import models_of
 from engine.own_options import own_files
 from rewards.beside import PACKAGES, imported_files
-from rewards.load import RewardError, build_reward, read_reward
+from rewards.calling import BoundReward
+from rewards.load import RewardError
+from rewards.spec import RewardSpec
 
 EXAMPLES = REPOSITORY / "examples"
 MAX_BYTES = 100 << 20
@@ -207,9 +210,10 @@ def _data(key: str, path: str, folder: str, *, room: int) -> Part:
 
 def _rewards(config: Config) -> Part:
     """Every reward function's file."""
-    named = {"reward.function": config.reward.function} if config.reward.function else {}
-    named |= {f"reward.functions.{name}.function": own.function for name, own in config.reward.functions.items()}
-    parts = [_reward(key, spec) for key, spec in named.items()] if config.algo.online else []
+    keys = ["reward.function"] if config.reward.function else []
+    keys += [f"reward.functions.{name}.function" for name in config.reward.functions]
+    specs = reward_specs(config.reward) if config.algo.online else ()
+    parts = [_reward(key, spec) for key, spec in zip(keys, specs, strict=False)]
     return Part(
         files=_files_of(parts),
         settings={key: value for part in parts for key, value in part.settings.items()},
@@ -217,12 +221,12 @@ def _rewards(config: Config) -> Part:
     )
 
 
-def _reward(key: str, spec: str) -> Part:
+def _reward(key: str, own: RewardSpec) -> Part:
     """A reward's file, with the modules beside it that it imports. It is loaded here first, as the job will."""
-    source = read_reward(spec)
+    source, spec = own.source, own.source.spec
     notes: tuple[str, ...] = ()
     try:
-        build_reward(source)
+        BoundReward(own)
     except RewardError as error:
         cause = error.__cause__
         if not isinstance(cause, ImportError) or (cause.name or "").split(".")[0] in PACKAGES:

@@ -2,7 +2,7 @@
 
 What counts is, in this order: the last `<answer>...</answer>`; everything boxed; what follows "answer is" or
 "answer:"; the last line where it is an option and nothing else; the options in parentheses in a last line that denies
-nothing. Several different ones are no choice, and neither is one with another behind it, unless a reason stands between.
+nothing. Several different ones are no choice, and neither is one with another behind it without a reason between.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def correct(response: str, answer: str, *, choices: Sequence[str] = (), **row: o
     """
     options = [plain(str(choice)) for choice in choices][: len(LETTERS)]
     wanted = letter_of(answer, options)
-    if wanted is None:
+    if wanted in (None, SEVERAL):
         return None
     return {"correct": float(chosen(response, options) == {wanted})}
 

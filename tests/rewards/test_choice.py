@@ -98,3 +98,25 @@ def test_a_text_made_to_break_the_checker_is_wrong_and_quickly_so(text: str) -> 
     start = time.monotonic()
     assert correct(text, "B") == {"correct": 0.0}
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        "Answer: (B)/(C)",
+        "Answer: B. C. D. A.",
+        "Answer: B; alternatively A",
+        "The answer is B: no, A",
+        "Answer: B\nAnswer: none of these",
+        "The answer is (B) Rome",
+        "Not (B).",
+        "(B) is wrong",
+    ],
+)
+def test_a_choice_that_is_taken_back_or_shared_is_none(hedge: str) -> None:
+    assert correct(hedge, "B", choices=["Rome", "Paris", "Bern"]) == {"correct": 0.0}
+
+
+@pytest.mark.parametrize("said", ["The correct answer is **B**.", "<answer>B</answer>", "<answer>(B) Paris</answer>"])
+def test_a_choice_in_bold_or_in_a_tag_counts(said: str) -> None:
+    assert correct(said, "B", choices=["Rome", "Paris", "Bern"]) == {"correct": 1.0}

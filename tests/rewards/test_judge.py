@@ -1,4 +1,4 @@
-"""A language model as the judge: votes, both orders, quotations that cannot be closed, and replies without a verdict."""
+"""A language model as the judge: votes, both orders, quotations that cannot be closed, replies without a verdict."""
 
 from __future__ import annotations
 

@@ -48,17 +48,25 @@ def test_batches_are_sent_in_order_with_their_rows_and_the_key(monkeypatch: pyte
     monkeypatch.setenv("MY_KEY", "k")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with server(lambda body, _: (200, json.dumps({"scores": [len(r) for r in body["responses"]]}))) as (url, seen):
-        found = remote.scores(["a", "bb", "ccc"], ["x", "y", "z"], url=url, batch=2, key_env="MY_KEY", level=[1, 2, 3])
+        found = remote.scores(
+            ["a", "bb", "ccc"], ["x", "y", "z"], ["p", "q", "r"], url=url, batch=2, key_env="MY_KEY", level=[1, 2, 3]
+        )
     assert found == [1.0, 2.0, 3.0]
-    assert seen[1] == {"responses": ["ccc"], "answers": ["z"], "rows": [{"level": 3}], "key": "Bearer k"}
+    assert seen[1] == {
+        "prompts": ["r"],
+        "responses": ["ccc"],
+        "answers": ["z"],
+        "rows": [{"level": 3}],
+        "key": "Bearer k",
+    }
 
 
 def test_foreign_forms_are_spoken() -> None:
     with server(lambda body, _: (200, '{"rewards": [1]}')) as (url, seen):
-        assert remote.scores(["r"], ["a"], url=url, form="openrlhf", prompt=["p"]) == [1.0]
+        assert remote.scores(["r"], ["a"], ["p"], url=url, form="openrlhf") == [1.0]
     assert seen == [{"query": ["pr"], "prompts": ["p"], "labels": ["a"], "key": None}]
     with server(lambda body, _: (200, '{"scores": [2]}')) as (url, seen):
-        assert remote.scores(["r"], ["a"], url=url, form="scores", question=["q"]) == [2.0]
+        assert remote.scores(["r"], ["a"], ["q"], url=url, form="scores") == [2.0]
     assert seen == [{"messages": ["qr"], "key": None}]
 
 
@@ -67,20 +75,20 @@ def test_a_server_that_fails_is_unavailable_and_only_asked_again_where_that_may_
     status: int, requests: int
 ) -> None:
     with server(lambda *_: (status, "")) as (url, seen), pytest.raises(CannotJudge) as error:
-        remote.scores(["r"], ["a"], url=url, retries=2)
+        remote.scores(["r"], ["a"], [""], url=url, retries=2)
     assert (error.value.failure.kind, len(seen)) == (FailureKind.UNAVAILABLE, requests)
 
 
 def test_a_server_that_recovers_is_believed() -> None:
     with server(lambda _, n: (503, "") if n < 2 else (200, '{"scores": [4]}')) as (url, _):
-        assert remote.scores(["r\ud800"], ["a"], url=url, retries=2) == [4.0]
+        assert remote.scores(["r\ud800"], ["a"], [""], url=url, retries=2) == [4.0]
 
 
 def test_a_server_that_is_gone_is_unavailable() -> None:
     with server(lambda *_: (200, "")) as (url, _):
         pass
     with pytest.raises(CannotJudge) as error:
-        remote.scores(["r"], ["a"], url=url, retries=1)
+        remote.scores(["r"], ["a"], [""], url=url, retries=1)
     assert error.value.failure.kind is FailureKind.UNAVAILABLE
 
 
@@ -92,5 +100,5 @@ def test_a_server_that_is_gone_is_unavailable() -> None:
 )  # fmt: skip
 def test_a_reply_without_a_number_a_response_is_misshaped_and_never_a_zero(text: str) -> None:
     with server(lambda *_: (200, text)) as (url, _), pytest.raises(CannotJudge) as error:
-        remote.scores(["r"], ["a"], url=url)
+        remote.scores(["r"], ["a"], [""], url=url)
     assert error.value.failure.kind is FailureKind.MISSHAPED
