@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rewards.score import keeps_nothing
 
@@ -44,15 +44,20 @@ def written_in(response: str, answer: str, *, language: str, **row: object) -> d
 
 
 @keeps_nothing
-def as_asked(response: str, answer: str, *, question: str, **row: object) -> dict[str, float] | None:
-    """The share of the response's letters that are of the scripts of `question`, a column of the row.
+def as_asked(
+    response: str, answer: str, *, messages: Sequence[Mapping[str, str]], **row: object
+) -> dict[str, float] | None:
+    """The share of the response's letters that are of the scripts of the last turn it answers.
 
-    A script is the question's if it has a fifth of the question's letters or more. None if the question has no letter.
+    A script is that turn's if it has a fifth of its letters or more. None if it has no letter.
 
-    >>> as_asked("Да.", "", question="Верно?"), as_asked("Yes.", "", question="Верно?"), as_asked("", "", question="1?")
-    ({'language': 1.0}, {'language': 0.0}, None)
+    >>> asked = [{"role": "user", "content": "Верно?"}]
+    >>> as_asked("Да.", "", messages=asked), as_asked("Yes.", "", messages=asked)
+    ({'language': 1.0}, {'language': 0.0})
+    >>> as_asked("4", "", messages=[{"role": "user", "content": "2+2="}]) is None
+    True
     """
-    counts = scripts_of(question)
+    counts = scripts_of(messages[-1]["content"] if messages else "")
     wanted = [script for script, count in counts.items() if count >= counts.total() / 5]
     return {"language": share_in(response, wanted)} if wanted else None
 

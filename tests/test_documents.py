@@ -92,7 +92,8 @@ def test_a_documented_command_is_real(document: str, command: str, files_of_a_re
         for run in compare.planned(compare.parsed(words[2:])):
             load_config(run.typed)
     elif words[1] == "-m":
-        assert (REPOSITORY / f"{words[2].replace('.', '/')}.py").is_file()
+        place = REPOSITORY / words[2].replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
     else:
         assert (REPOSITORY / words[1]).is_file()
 
