@@ -16,23 +16,42 @@ if TYPE_CHECKING:
 def check_reward(config: Config) -> None:
     """That there is a function or a model, and weights only where there is something to weigh."""
     reward = config.reward
-    if not reward.function and not reward.model:
+    if not reward.function and not reward.model and not reward.functions:
         raise ConfigError(
             f"{type(config.algo).__name__} learns from a reward, and reward.function is empty.",
             keys=("reward.function", "data"),
             advice="Set reward.function=path/to/file.py:name, or choose data that brings a reward.",
         )
     weights = {"reward.function_weight": reward.function_weight, "reward.model_weight": reward.model_weight}
-    if not reward.model and set(weights.values()) != {1.0}:
+    if not reward.model and not reward.functions and set(weights.values()) != {1.0}:
         raise ConfigError(
             f"{' and '.join(f'{key} is {weight:g}' for key, weight in weights.items())}, and without reward.model "
-            "there is nothing to weigh.",
+            "and reward.functions there is nothing to weigh.",
             keys=(*weights, "reward.model"),
             advice="Set reward.model=<a reward model>, or leave the weights out.",
+        )
+    for name, own in reward.functions.items():
+        if not own.function:
+            key = f"reward.functions.{name}.function"
+            raise ConfigError(f"{key} is empty.", keys=(key,), advice=f"Set {key}=path/to/file.py:name.")
+    weights |= {f"reward.functions.{name}.weight": own.weight for name, own in reward.functions.items()}
+    counts = [weights[key] for key, given in _judges(config).items() if given]
+    if not any(counts):
+        raise ConfigError(
+            "no judge has a weight, so every reward would be missing.",
+            keys=tuple(weights),
+            advice="Give at least one a weight other than 0.",
         )
     for key, weight in weights.items():
         if not math.isfinite(weight):
             raise ConfigError(f"{key} is {weight}.", keys=(key,), advice="Set a number.")
+
+
+def _judges(config: Config) -> dict[str, bool]:
+    """The key of each judge's weight, and whether there is that judge."""
+    reward = config.reward
+    named = {f"reward.functions.{name}.weight": True for name in reward.functions}
+    return {"reward.function_weight": bool(reward.function), "reward.model_weight": bool(reward.model)} | named
 
 
 def check_reward_model(config: Config) -> None:

@@ -72,6 +72,12 @@ def test_a_model_that_is_not_there_or_too_short_is_refused(tmp_path: Path) -> No
 def test_weights_need_something_to_weigh() -> None:
     assert "there is nothing to weigh" in refusal("reward.function_weight=0")
     assert "reward.function is empty" in refusal("reward.function=")
+    tidy = "reward.functions.tidy.function=rewards.number:exact"
+    assert load_config([tidy, "reward.function_weight=0"]).reward.function_weight == 0
+    assert "no judge has a weight" in refusal(tidy, "reward.function_weight=0", "reward.functions.tidy.weight=0")
+    assert "reward.functions.tidy.function is empty" in refusal("reward.functions.tidy.weight=1")
+    assert "reward.functions.tidy.weight is nan" in refusal(tidy, "reward.functions.tidy.weight=nan")
+    assert "reward.processes is 0" in refusal("reward.processes=0")
 
 
 def test_it_is_one_of_the_models_of_a_run_that_samples_and_of_no_other(tmp_path: Path) -> None:

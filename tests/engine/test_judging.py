@@ -1,0 +1,92 @@
+"""What judges a run: functions from settings, tried before anything starts, and rows that nobody can judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import Config, load_config
+from engine.data.base import DataError
+from engine.judging import reward_specs
+from engine.tasks import prepare_online
+from rewards.load import RewardError
+from rewards.spec import Convention, Isolation
+
+ROWS = [
+    {"prompt": "1+1=", "answer": "2", "data_source": "sums"},
+    {"prompt": "half", "answer": "1/2", "data_source": "math"},
+]
+
+
+def config_of(folder: Path, rewards: str, *overrides: str, rows: list[dict[str, object]] = ROWS) -> Config:
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "mine.py").write_text(rewards)
+    data = ["data=files", f"data.path={folder / 'rows.jsonl'}", "data.held_out=0", "evaluation.prompts=0"]
+    return load_config([*data, f"reward.function={folder / 'mine.py'}:f", "reward.timeout_s=2", *overrides])
+
+
+def test_functions_are_read_with_their_settings(tmp_path: Path) -> None:
+    more = ["function=rewards.math:correct", "weight=0.5", "data_sources=[math]", "abstains=true", "isolation=worker"]
+    named = [f"reward.functions.maths.{setting}" for setting in more]
+    text = "def f(response, answer, unit): return 1.0"
+    config = config_of(tmp_path, text, "reward.arguments={unit: cm}", "reward.convention=native", *named)
+    first, second = reward_specs(config.reward)
+    assert (first.name, first.weight, first.arguments, first.convention) == (
+        "f",
+        1.0,
+        {"unit": "cm"},
+        Convention.NATIVE,
+    )
+    assert (second.name, second.weight, second.data_sources) == ("maths", 0.5, ("math",))
+    assert second.abstains and second.isolation is Isolation.WORKER
+    assert not second.judges(ROWS[0]) and second.judges(ROWS[1]) and first.judges(ROWS[0])
+
+
+def test_each_is_tried_on_the_first_row_that_it_judges_and_what_it_gave_is_told(tmp_path: Path) -> None:
+    text = "def f(response, answer, **row): return len(response)"
+    maths = ["reward.functions.maths.function=rewards.math:correct", "reward.functions.maths.data_sources=[math]"]
+    task = prepare_online(config_of(tmp_path, text, *maths))
+    told = [remark for remark in task.remarks if remark.startswith("reward ")]
+    assert told == [
+        f"reward {tmp_path / 'mine.py'}:f: an empty response scores 0, the first answer 1",
+        "reward rewards.math:correct: an empty response scores 0, the first answer 0",
+    ]
+    assert [canary.empty.row["data_source"] for canary in task.canaries] == ["sums", "math"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise KeyError('no such thing')", "KeyError: 'no such thing'"),
+        ("import os; os._exit(3)", "exited with code 3"),
+        ("return [1, 2]", "misshaped"),
+        ("while True: pass", "timeout"),
+        ("return 1 / (response != answer)", "the first row's answer as the response"),
+    ],
+)
+def test_a_broken_one_is_told_before_anything_starts(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(RewardError, match=r"mine\.py:f failed") as caught:
+        prepare_online(config_of(tmp_path, f"def f(response, answer, **row):\n    {body}\n"))
+    assert said in str(caught.value)
+
+
+def test_rows_that_nobody_judges_or_whose_answer_nobody_can_read_are_bad_rows(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        {"prompt": "?", "answer": "", "data_source": "math"},
+        {"prompt": "?", "answer": "3", "data_source": "x"},
+    ]
+    maths = ["reward.functions.maths.function=rewards.gsm8k:correct", "reward.functions.maths.data_sources=[math]"]
+    sums = ["reward.functions.sums.function=rewards.number:exact", "reward.functions.sums.data_sources=[sums]"]
+    rows[2]["answer"] = "the well-known one"
+    config = config_of(tmp_path, "", "reward.function=", *maths, *sums, rows=rows)
+    with pytest.raises(DataError) as caught:
+        prepare_online(config)
+    assert "rows-3" in str(caught.value) and "cannot read the answer 'the well-known one'" in str(caught.value)
+    assert "data_source is 'x', and no reward function judges it" in str(caught.value)
+    skipped = config_of(
+        tmp_path, "", "reward.function=", *maths, *sums, "data.bad_rows=skip", "data.max_bad_share=0.5", rows=rows
+    )
+    assert [prompt.answer for prompt in prepare_online(skipped).prompts] == ["2", "1/2"]
