@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.rollout_stream import Taken
 from workers.records import GroupSummary, Metrics
-from workers.tally import UpdateReport
+
+if TYPE_CHECKING:
+    from workers.tally import UpdateReport
 
 NOT_PARTS = frozenset(
     f"reward/{name}"

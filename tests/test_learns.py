@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from runs import Finished, run_main
@@ -61,7 +63,11 @@ def test_the_run_leaves_its_folder(default_run: Finished) -> None:
 def test_the_person_is_told_what_happens_and_nothing_else(default_run: Finished) -> None:
     lines = default_run.output.splitlines()
     assert "starting Ray" in default_run.output
-    assert all(" s  " in line for line in lines), [line for line in lines if " s  " not in line]
+    # Beside the log, each with the time before it: a step's best and worst responses, in blocks.
+    own = re.compile(r"step \d+, (best|worst) response: |  (user|response|answer|parts)\s+│ ")
+    others = [line for line in lines if " s  " not in line]
+    assert all(own.match(line) for line in others), others
+    assert sum(line.startswith("step ") for line in others) == 2 * 5
 
 
 def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(default_run: Finished) -> None:

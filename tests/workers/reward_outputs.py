@@ -71,7 +71,7 @@ NO_NUMBERS = st.one_of(
         [
             b"1.0", "1", 1j, [1.0], [0.5, 0.5], (1.0,), [[1.0]], {1.0}, range(3), np.array([1.0]), np.zeros((1, 1)),
             np.array("1.0"), np.array(1j), np.complex64(1), np.str_("1.0"), torch.tensor([1.0]), torch.tensor(1j),
-            np.datetime64("2020-01-01"), int, print, Ellipsis, NotImplemented, {}, FailureKind.CRASH,
+            np.datetime64("2020-01-01"), int, len, Ellipsis, NotImplemented, {}, FailureKind.CRASH,
             {"a": {"b": 1.0}}, {"total": "1.0"}, {"score": 1.0, "why": "good"}, {"a": [1.0]},
         ]
     ),

@@ -233,7 +233,10 @@ def test_what_a_call_prints_is_cut_and_costs_little(process: RewardProcess, capf
     assert time.monotonic() - started < 3
     assert [got(judgement) for judgement in judgements] == [0.25, 0.5, 0.25]
     told = capfd.readouterr().err
-    assert len(told) < 2 * (16 << 10) + 300 and "99983616 bytes more in one call" in told
+    # What a call has printed may be taken only when the next one has begun: each of the three has its own room.
+    shown, left_out = told.count("x"), sum(map(int, re.findall(r"printed (\d+) bytes more in one call", told)))
+    assert 16 << 10 <= shown <= 3 * (16 << 10)
+    assert 10**8 <= shown + left_out <= 2 * 10**8
 
 
 # ----------------------------------------------------------------------------- the run
@@ -263,6 +266,7 @@ def take(file: Path, texts: dict[int, list[str]], *, allowed: float) -> tuple[Ta
         stream = RolloutStream(
             PROMPTS, Judged(worker, texts), rollout=RolloutConfig(prompts_per_step=4, responses_per_prompt=2),
             reward=reward, algorithm=GRPO(), seed=1, next_draw=0, first_version=0,
+            list_failures=lambda step, summary: None,
         )  # fmt: skip
         return stream.take(version=0).groups
 
