@@ -261,7 +261,8 @@ def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
     (conversation,) = files(tmp_path, row, columns=columns).conversations(Split.TRAIN)
     assert [message.content for message in conversation.messages] == ["1+1=", "2"]
     (question,) = files(tmp_path, row, columns=replace(columns, answer="summary", response="")).questions(Split.TRAIN)
-    assert (question.answer, question.row) == ("2", {"q": "x"})
+    # Under its own name, too: a reward written for other rows asks for it there.
+    assert (question.answer, question.row) == ("2", {"summary": "2", "q": "x"})
 
 
 def test_a_form_that_is_named_wins_over_one_that_is_seen(tmp_path: Path) -> None:
