@@ -10,7 +10,7 @@ import ray
 
 from engine.config import Config
 from engine.rollout_stream import ask
-from workers.records import GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
+from workers.records import Group, GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
 from workers.team import Workers
 
 EVALUATION_STREAM = 0x5EED
@@ -58,7 +58,7 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
     best = _ask_all(chosen, workers, config, num_samples=1, sampling=greedy)
     sampled_summaries = _summaries(sampled, workers)
     greedy_summaries = _summaries(best, workers)
-    shown = ray.get([group for group, _ in best[:SHOWN]])
+    shown: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
     return HeldOut(
         sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
         standard_error=standard_error([_mean(summary.score_G) for summary in sampled_summaries]),
@@ -66,17 +66,21 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
         greedy=_mean([score for summary in greedy_summaries for score in summary.score_G]),
         prompts=len(chosen),
         samples=len(chosen) * samples,
-        unjudged=sum(len(summary.failures) for summary in (*sampled_summaries, *greedy_summaries)),
+        unjudged=sum(len(summary.failures()) for summary in (*sampled_summaries, *greedy_summaries)),
         parts=_parts(sampled_summaries, prefix="") | _parts(greedy_summaries, prefix="greedy_"),
-        responses=tuple(group.rollouts[0] for group in shown),
+        responses=tuple(
+            ScoredRollout(rollout=group.rollouts[0], judgement=summary.judgements[0])
+            for group, summary in zip(shown, greedy_summaries[:SHOWN], strict=True)
+        ),
     )
 
 
 def _parts(summaries: Sequence[GroupSummary], *, prefix: str) -> dict[str, float]:
-    names = sorted({name for summary in summaries for name in summary.parts})
+    means = [summary.part_means() for summary in summaries]
+    names = sorted({name for own in means for name in own})
     if len(names) < 2:
         return {}
-    return {f"{prefix}{name}": _mean([s.parts[name] for s in summaries if name in s.parts]) for name in names}
+    return {f"{prefix}{name}": _mean([own[name] for own in means if name in own]) for name in names}
 
 
 def _ask_all(

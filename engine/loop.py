@@ -15,12 +15,12 @@ from engine.experience import Assignment, advantages, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
 from engine.metrics import of_rollouts, of_update
 from engine.resume import Progress, save_progress
-from engine.rollout_files import Dropped, FailureList, Name, rollouts_of, write_rollouts
+from engine.rollout_files import FailureList, JudgedGroup, Name, rollouts_of, write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
 from engine.shown_responses import extremes, told
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
-from workers.records import AlgorithmState, Group, Metrics
+from workers.records import AlgorithmState, Group, Metrics, ScoredRollout
 from workers.team import Workers
 
 
@@ -183,12 +183,13 @@ def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracke
 
 
 def _keep(taken: Taken, advantages: Mapping[Name, float], run_folder: Path, step: int) -> None:
-    groups: list[Group] = ray.get([item.group for item in taken.groups])
-    passed_over: list[Group] = ray.get([item.taken.group for item in taken.passed_over])
-    dropped = [
-        Dropped(group=group, reason=item.reason) for group, item in zip(passed_over, taken.passed_over, strict=True)
+    judged = [*((item, None) for item in taken.groups), *((item.taken, item.reason) for item in taken.passed_over)]
+    groups: list[Group] = ray.get([item.group for item, _ in judged])
+    kept = [
+        JudgedGroup(group=group, judgements=item.summary.judgements, dropped=reason)
+        for group, (item, reason) in zip(groups, judged, strict=True)
     ]
-    write_rollouts(run_folder, step, groups, dropped=dropped, advantages=advantages)
+    write_rollouts(run_folder, step, kept, advantages=advantages)
 
 
 def _show(taken: Taken, tracker: Tracker, run: RunConfig, *, step: int) -> None:
@@ -198,5 +199,11 @@ def _show(taken: Taken, tracker: Tracker, run: RunConfig, *, step: int) -> None:
     places = extremes([item.summary for item in taken.groups]) if is_time else None
     if places is not None:
         groups: list[Group] = ray.get([taken.groups[place.group].group for place in places])
-        best, worst = (group.rollouts[place.sample] for group, place in zip(groups, places, strict=True))
+        best, worst = (
+            ScoredRollout(
+                rollout=group.rollouts[place.sample],
+                judgement=taken.groups[place.group].summary.judgements[place.sample],
+            )
+            for group, place in zip(groups, places, strict=True)
+        )
         tracker.show_lines(told(best, worst, step=step + 1))

@@ -28,7 +28,7 @@ def of_rollouts(taken: Taken) -> Metrics:
     lengths = np.concatenate([summary.length_G for summary in summaries])
     judged = scores[np.isfinite(scores)]
     group_spreads = [np.nanstd(summary.score_G) for summary in summaries if np.isfinite(summary.score_G).any()]
-    parts = sorted({name for summary in summaries for name in summary.parts})
+    parts = [summary.part_means() for summary in summaries]
     prompt_tokens = sum(summary.prompt_length * len(summary.score_G) for summary in summaries)
     return {
         "reward/mean": float(judged.mean()),
@@ -37,7 +37,10 @@ def of_rollouts(taken: Taken) -> Metrics:
         "reward/judging_s": float(sum(summary.judging_s for summary in summaries)),
         "reward/unjudged_share": 1.0 - len(judged) / len(scores),
         "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
-        **{f"reward/{name}": float(np.mean([s.parts[name] for s in summaries if name in s.parts])) for name in parts},
+        **{
+            f"reward/{name}": float(np.mean([own[name] for own in parts if name in own]))
+            for name in sorted({name for own in parts for name in own})
+        },
         "response_length/mean": float(lengths.mean()),
         "response_length/max": float(lengths.max()),
         "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),

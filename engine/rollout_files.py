@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from rewards.score import Score
+from rewards.score import Judgement, Score
 from rewards.spec import ROUTING_COLUMN
-from workers.records import Group, GroupSummary, ScoredRollout
+from workers.records import Group, GroupSummary
 
 Name = tuple[int, int]
 """Of a response: draw and sample."""
@@ -45,19 +45,20 @@ MOST_REASON_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """A group that the step did not learn from."""
+class JudgedGroup:
+    """A group of a step, and what the reward said of each of its responses, the greedy one last."""
 
     group: Group
-    reason: str
+    judgements: tuple[Judgement, ...]
+    dropped: str | None
+    """Why the step did not learn from it."""
 
 
 def write_rollouts(
     run_folder: Path,
     step: int,
-    groups: Sequence[Group],
+    groups: Sequence[JudgedGroup],
     *,
-    dropped: Sequence[Dropped],
     advantages: Mapping[Name, float],
 ) -> None:
     """`step_000010.jsonl`: a line a response, for people. `step_000010.safetensors`: the exact tokens of those that
@@ -68,12 +69,8 @@ def write_rollouts(
     """
     readable = rollouts_of(run_folder, step)
     readable.parent.mkdir(parents=True, exist_ok=True)
-    told = [
-        *(line for group in groups for line in _lines(group, advantages, reason=None)),
-        *(line for item in dropped for line in _lines(item.group, {}, reason=item.reason)),
-    ]
-    readable.write_bytes(b"".join(as_line(line) for line in told))
-    rollouts = [scored.rollout for group in groups for scored in group.rollouts]
+    readable.write_bytes(b"".join(as_line(line) for judged in groups for line in _lines(judged, advantages)))
+    rollouts = [rollout for judged in groups if judged.dropped is None for rollout in judged.group.rollouts]
     save_file(
         {
             "draw": np.array([rollout.draw for rollout in rollouts], dtype=np.int64),
@@ -111,7 +108,7 @@ class FailureList:
     def add(self, step: int, summary: GroupSummary) -> None:
         """Those of one group; `step` is from 1."""
         with self._path.open("ab") as file:
-            for sample, failure in summary.failed():
+            for sample, failure in summary.failures().items():
                 line = as_line(
                     {
                         "step": step,
@@ -133,38 +130,32 @@ def as_line(row: Mapping[str, object]) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _lines(group: Group, advantages: Mapping[Name, float], *, reason: str | None) -> Iterable[dict[str, object]]:
-    for scored in group.rollouts:
-        yield _readable(scored, advantages, is_greedy=False, reason=reason)
-    if group.greedy is not None:
-        yield _readable(group.greedy, {}, is_greedy=True, reason=reason)
+def _lines(judged: JudgedGroup, advantages: Mapping[Name, float]) -> Iterable[dict[str, object]]:
+    prompt = judged.group.prompt
+    source = prompt.row.get(ROUTING_COLUMN)
+    for rollout, judgement in zip(judged.group.responses, judged.judgements, strict=True):
+        yield {
+            "id": prompt.id,
+            "draw": rollout.draw,
+            "sample": rollout.sample,
+            "greedy": rollout is judged.group.greedy,
+            "dropped": judged.dropped,
+            "data_source": None if source is None else str(source),
+            "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            "response": rollout.text,
+            "answer": prompt.answer,
+            **_verdict(judgement),
+            "advantage": advantages.get((rollout.draw, rollout.sample)),
+            "stop": rollout.stop.value,
+            "tokens": len(rollout.token_ids),
+            "versions": [[span.start, span.end, span.version] for span in rollout.spans if span.sampled],
+        }
 
 
-def _readable(
-    scored: ScoredRollout, advantages: Mapping[Name, float], *, is_greedy: bool, reason: str | None
-) -> dict[str, object]:
-    rollout, judgement = scored.rollout, scored.judgement
+def _verdict(judgement: Judgement) -> dict[str, object]:
     if isinstance(judgement, Score):
-        verdict: dict[str, object] = {"score": judgement.total, "parts": dict(judgement.parts)}
-    else:
-        verdict = {"failure": judgement.kind.value, "reason": judgement.reason}
-    source = rollout.prompt.row.get(ROUTING_COLUMN)
-    return {
-        "id": rollout.prompt.id,
-        "draw": rollout.draw,
-        "sample": rollout.sample,
-        "greedy": is_greedy,
-        "dropped": reason,
-        "data_source": None if source is None else str(source),
-        "prompt": [{"role": message.role, "content": message.content} for message in rollout.prompt.messages],
-        "response": rollout.text,
-        "answer": rollout.prompt.answer,
-        **verdict,
-        "advantage": advantages.get((rollout.draw, rollout.sample)),
-        "stop": rollout.stop.value,
-        "tokens": len(rollout.token_ids),
-        "versions": [[span.start, span.end, span.version] for span in rollout.spans if span.sampled],
-    }
+        return {"score": judgement.total, "parts": dict(judgement.parts)}
+    return {"failure": judgement.kind.value, "reason": judgement.reason}
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:

@@ -38,7 +38,7 @@ class NotEnoughGroups(RunStopped):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenGroup:
-    """A scored group: its numbers, and where its tokens are."""
+    """A judged group: its numbers, and where its tokens are."""
 
     summary: GroupSummary
     group: ObjectRef
@@ -68,8 +68,9 @@ class Taken:
 
 
 def ask(workers: Workers, request: GroupRequest) -> tuple[ObjectRef, ObjectRef]:
-    """Sample a group and judge it, each as soon as it can be: references to the scored group and to its summary."""
-    return workers.reward.score(workers.rollout.generate(request), draw=request.draw)
+    """Sample a group and judge it, each as soon as it can be: references to the group and to its summary."""
+    group = workers.rollout.generate(request)
+    return group, workers.reward.score(group, draw=request.draw)
 
 
 class Ledger:
@@ -192,8 +193,9 @@ class RolloutStream:
         [summary] = self._workers.reward.wait([oldest.summary], verb="score a group")
         taken = TakenGroup(summary=summary, group=oldest.group)
         harvest.judged += 1
-        harvest.failures += summary.failures
-        if summary.failures:
+        failures = summary.failures()
+        harvest.failures += failures.values()
+        if failures:
             self._list_failures(harvest.step, summary)
         groups = max(harvest.judged, self._rollout.prompts_per_step)
         responses = self._rollout.responses_per_prompt + self._algorithm.needs.greedy

@@ -22,7 +22,7 @@ from workers.records import Batch, Credit, Experience, Group, ModelOutputs, Row
 def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     """Rows, in their order, as one right-padded batch. Raises KeyError when a row's group is not among `groups`."""
     by_draw = {group.draw: group for group in groups}
-    rollouts = [by_draw[row.draw].rollouts[row.sample].rollout for row in rows]
+    rollouts = [by_draw[row.draw].rollouts[row.sample] for row in rows]
     # torch.tensor copies: what comes out of Ray's object store must not be written to.
     responses = [torch.tensor(rollout.token_ids, dtype=torch.long) for rollout in rollouts]
     prompts = [torch.tensor(rollout.prompt.token_ids, dtype=torch.long) for rollout in rollouts]

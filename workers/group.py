@@ -269,10 +269,9 @@ class RolloutGroup(WorkerGroup):
 class RewardGroup(WorkerGroup):
     """The judges."""
 
-    def score(self, rollouts: ObjectRef, *, draw: int) -> tuple[ObjectRef, ObjectRef]:
-        """References to the scored group, for the trainers, and to its summary, for the driver."""
-        group, summary = self._actors[draw % len(self)].score.options(num_returns=2).remote(rollouts)
-        return group, summary
+    def score(self, group: ObjectRef, *, draw: int) -> ObjectRef:
+        """A reference to the group's summary. The rollouts themselves stay where they were made."""
+        return self._actors[draw % len(self)].score.remote(group)
 
 
 def _logged(worker_class: type) -> type:

@@ -23,8 +23,8 @@ from workers.batches import cut
 from workers.canary import Canary
 from workers.config import Device, ModelConfig, RewardConfig
 from workers.model import DTYPES, UnsupportedModel
-from workers.records import GeneratedGroup, Group, GroupSummary, Rollout
-from workers.reward_worker import RewardWorker, responses_of, scored_group
+from workers.records import Group, GroupSummary, Rollout
+from workers.reward_worker import RewardWorker
 from workers.tokenizer import load_tokenizer
 
 PART = "reward_model"
@@ -58,16 +58,13 @@ class JudgeWorker:
         self._reads_tokens = _write_alike(self._tokenizer, load_tokenizer(setup.policy))
         self._asking = threading.Lock()
 
-    def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
-        """The siblings of one draw, judged, and what the driver needs to know of them. Any thread may ask."""
+    def score(self, group: Group) -> GroupSummary:
+        """What is to be known of the siblings of one draw, judged. Any thread may ask."""
         started = time.perf_counter()
-        rollouts = responses_of(generated)
-        voices = self._functions.voices(generated) if self._functions else [[] for _ in rollouts]
-        judgements = [
-            mixed([self._voice(score), *own]) for score, own in zip(self._scores(rollouts), voices, strict=True)
-        ]
-        group = scored_group(generated, judgements)
-        return group, group.summary(judging_s=time.perf_counter() - started)
+        voices = self._functions.voices(group) if self._functions else [[] for _ in group.responses]
+        scores = self._scores(group.responses)
+        judgements = [mixed([self._voice(score), *own]) for score, own in zip(scores, voices, strict=True)]
+        return group.summary(judgements, judging_s=time.perf_counter() - started)
 
     def _voice(self, score: float) -> Voice:
         """What the reward model says of a response."""

@@ -10,7 +10,7 @@ Tensor and array suffixes: `B` responses, `T` token positions of a response (rig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -166,6 +166,10 @@ class Rollout:
             mask[span.start : span.end] = span.sampled
         return mask
 
+    def action_tokens(self) -> int:
+        """How many those are."""
+        return sum(span.end - span.start for span in self.spans if span.sampled)
+
     def versions(self) -> np.ndarray:
         """[T] int64: the weights that sampled each token."""
         versions = np.zeros(len(self.token_ids), dtype=np.int64)
@@ -178,14 +182,59 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedGroup:
+class Group:
     """The siblings of one draw as they come from a rollout engine, in sample order."""
 
     rollouts: tuple[Rollout, ...]
     greedy: Rollout | None
-    """The response without chance, where the request asked for one."""
+    """The response without chance, where the algorithm asked for one: compared with, not learned from."""
     prompt_text: str
     """The prompt as the policy read it, special tokens shown."""
+
+    def __post_init__(self) -> None:
+        draws = sorted({rollout.draw for rollout in self.responses})
+        if len(draws) != 1:
+            raise ValueError(f"a group holds the rollouts of one draw, not of draws {draws}")
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.rollouts[0].prompt
+
+    @property
+    def draw(self) -> int:
+        return self.rollouts[0].draw
+
+    @property
+    def responses(self) -> tuple[Rollout, ...]:
+        """What is judged: the siblings, then the greedy one."""
+        return self.rollouts if self.greedy is None else (*self.rollouts, self.greedy)
+
+    def summary(self, judgements: Sequence[Judgement], *, judging_s: float) -> GroupSummary:
+        """`judgements`: one for each of `responses`."""
+        if len(judgements) != len(self.responses):
+            raise ValueError(f"{len(judgements)} judgements of {len(self.responses)} responses")
+        greedy = None
+        if self.greedy is not None:
+            greedy = GreedyOutcome(
+                score=_total(judgements[-1]),
+                action_tokens=self.greedy.action_tokens(),
+                truncated=self.greedy.stop is Stop.LENGTH,
+            )
+        return GroupSummary(
+            draw=self.draw,
+            prompt_id=self.prompt.id,
+            judgements=tuple(judgements),
+            length_G=np.array([len(rollout.token_ids) for rollout in self.rollouts], dtype=np.int64),
+            action_tokens_G=np.array([rollout.action_tokens() for rollout in self.rollouts], dtype=np.int64),
+            prompt_length=len(self.prompt.token_ids),
+            truncated_G=np.array([rollout.stop is Stop.LENGTH for rollout in self.rollouts]),
+            greedy=greedy,
+            version=min(rollout.oldest_version() for rollout in self.rollouts),
+            judging_s=judging_s,
+            repetition_G=np.array([repetition(rollout.token_ids) for rollout in self.rollouts], dtype=np.float64),
+            digest_G=np.array([digest(rollout.text) for rollout in self.rollouts], dtype=np.int64),
+            answer_digest=digest(self.prompt.answer.strip() or f"the answer to {self.prompt.id}"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +243,6 @@ class ScoredRollout:
 
     rollout: Rollout
     judgement: Judgement
-
-    def outcome(self) -> GreedyOutcome:
-        return GreedyOutcome(
-            score=self.judgement.total if isinstance(self.judgement, Score) else float("nan"),
-            action_tokens=int(self.rollout.action_mask().sum()),
-            truncated=self.rollout.stop is Stop.LENGTH,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,19 +257,18 @@ class GreedyOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
-    """What the driver decides on: a few numbers a group; the tokens stay where they were made.
+    """What was said of a group, and what the driver decides on; the tokens stay where they were made.
 
     Example:
-        GroupSummary(draw=7, prompt_id="arithmetic-1234", score_G=[1.0, nan], length_G=[3, 3], action_tokens_G=[3, 3],
-                     prompt_length=9, truncated_G=[False, False], greedy=None, version=2, failures=(Failure(...),),
-                     parts={"correct": 1.0}, judging_s=0.002, repetition_G=[0.0, 0.0], digest_G=[-81, 4096],
-                     answer_digest=-81)
+        GroupSummary(draw=7, prompt_id="arithmetic-1234", judgements=(Score(...), Failure(...)), length_G=[3, 3],
+                     action_tokens_G=[3, 3], prompt_length=9, truncated_G=[False, False], greedy=None, version=2,
+                     judging_s=0.002, repetition_G=[0.0, 0.0], digest_G=[-81, 4096], answer_digest=-81)
     """
 
     draw: int
     prompt_id: str
-    score_G: np.ndarray
-    """float64; NaN exactly where the response could not be judged."""
+    judgements: tuple[Judgement, ...]
+    """Of the siblings in sample order, then of the greedy response."""
     length_G: np.ndarray
     """int64: response tokens."""
     action_tokens_G: np.ndarray
@@ -238,10 +279,6 @@ class GroupSummary:
     """None where the algorithm did not ask for one."""
     version: int
     """The oldest weights that sampled any of its tokens."""
-    failures: tuple[Failure, ...]
-    """Of the siblings in sample order, then of the greedy response."""
-    parts: Mapping[str, float]
-    """Mean of each named part over the judged responses."""
     judging_s: float
     """That the reward took for all of them."""
     repetition_G: np.ndarray
@@ -251,50 +288,28 @@ class GroupSummary:
     answer_digest: int
     """The same hash of the prompt's answer; of the prompt itself where it has none."""
 
-    def failed(self) -> tuple[tuple[int, Failure], ...]:
-        """Each failure with the number of its sample; the greedy response's comes after the siblings'."""
-        samples = np.flatnonzero(np.isnan(self.score_G)).tolist()
-        if self.greedy is not None and np.isnan(self.greedy.score):
-            samples.append(len(self.score_G))
-        return tuple(zip(samples, self.failures, strict=True))
+    @property
+    def score_G(self) -> np.ndarray:
+        """float64; NaN exactly where the response could not be judged."""
+        return np.array([_total(judgement) for judgement in self._of_siblings()], dtype=np.float64)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The siblings of one draw, scored."""
-
-    prompt: Prompt
-    draw: int
-    rollouts: tuple[ScoredRollout, ...]
-    greedy: ScoredRollout | None
-    """The response without chance, where the algorithm asked for one: compared with, not learned from."""
-
-    def summary(self, *, judging_s: float) -> GroupSummary:
-        judgements = [scored.judgement for scored in self.rollouts]
-        scores = [judgement for judgement in judgements if isinstance(judgement, Score)]
+    def part_means(self) -> dict[str, float]:
+        """Of each named part, over the judged siblings that have it."""
+        scores = [judgement for judgement in self._of_siblings() if isinstance(judgement, Score)]
         names = sorted({name for score in scores for name in score.parts})
-        rollouts = [scored.rollout for scored in self.rollouts]
-        return GroupSummary(
-            draw=self.draw,
-            prompt_id=self.prompt.id,
-            score_G=np.array([j.total if isinstance(j, Score) else np.nan for j in judgements], dtype=np.float64),
-            length_G=np.array([len(rollout.token_ids) for rollout in rollouts], dtype=np.int64),
-            action_tokens_G=np.array([int(rollout.action_mask().sum()) for rollout in rollouts], dtype=np.int64),
-            prompt_length=len(self.prompt.token_ids),
-            truncated_G=np.array([rollout.stop is Stop.LENGTH for rollout in rollouts]),
-            greedy=None if self.greedy is None else self.greedy.outcome(),
-            version=min(rollout.oldest_version() for rollout in rollouts),
-            failures=tuple(
-                judgement
-                for judgement in (*judgements, *((self.greedy.judgement,) if self.greedy else ()))
-                if isinstance(judgement, Failure)
-            ),
-            parts={name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names},
-            judging_s=judging_s,
-            repetition_G=np.array([repetition(rollout.token_ids) for rollout in rollouts], dtype=np.float64),
-            digest_G=np.array([digest(rollout.text) for rollout in rollouts], dtype=np.int64),
-            answer_digest=digest(self.prompt.answer.strip() or f"the answer to {self.prompt.id}"),
-        )
+        return {name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names}
+
+    def failures(self) -> dict[int, Failure]:
+        """By the number of their sample; the greedy response's comes after the siblings'."""
+        return {sample: said for sample, said in enumerate(self.judgements) if isinstance(said, Failure)}
+
+    def _of_siblings(self) -> tuple[Judgement, ...]:
+        return self.judgements[: len(self.length_G)]
+
+
+def _total(judgement: Judgement) -> float:
+    """NaN of what could not be judged."""
+    return judgement.total if isinstance(judgement, Score) else float("nan")
 
 
 # ----------------------------------------------------------------------------- learning

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from rewards.item import Item
 from rewards.load import check_columns
 from rewards.mix import Voice, mixed
-from rewards.score import Judgement
 from rewards.spec import RewardSpec
 from workers.canary import Canary, try_out
 from workers.config import RewardConfig
-from workers.records import GeneratedGroup, Group, GroupSummary, Rollout, ScoredRollout
+from workers.records import Group, GroupSummary, Rollout
 from workers.reward_pool import RewardPool
 from workers.scoring_child import Limits
 
@@ -30,16 +29,15 @@ class RewardWorker:
             self.close()
             raise
 
-    def score(self, generated: GeneratedGroup) -> tuple[Group, GroupSummary]:
-        """The siblings of one draw, judged, and what the driver needs to know of them. Any thread may ask."""
+    def score(self, group: Group) -> GroupSummary:
+        """What is to be known of the siblings of one draw, judged. Any thread may ask."""
         started = time.perf_counter()
-        judgements = [mixed(voices) for voices in self.voices(generated)]
-        group = scored_group(generated, judgements)
-        return group, group.summary(judging_s=time.perf_counter() - started)
+        judgements = [mixed(voices) for voices in self.voices(group)]
+        return group.summary(judgements, judging_s=time.perf_counter() - started)
 
-    def voices(self, generated: GeneratedGroup) -> list[list[Voice]]:
+    def voices(self, group: Group) -> list[list[Voice]]:
         """What each function says of each response, the greedy one last."""
-        items = items_of(generated)
+        items = items_of(group)
         for spec in self._specs:
             check_columns(spec, items[0].row)
         asked = [
@@ -64,33 +62,9 @@ def limits_of(config: RewardConfig) -> Limits:
     return Limits(timeout_s=config.timeout_s, memory_gib=config.memory_gib)
 
 
-def items_of(generated: GeneratedGroup) -> list[Item]:
+def items_of(group: Group) -> list[Item]:
     """Each response as the functions are asked about it, the greedy one last."""
-    rollouts = responses_of(generated)
-    draws = sorted({rollout.draw for rollout in rollouts})
-    if len(draws) > 1:
-        raise ValueError(f"a group holds the rollouts of one draw, not of draws {draws}")
-    return [_item(rollout, generated.prompt_text) for rollout in rollouts]
-
-
-def responses_of(generated: GeneratedGroup) -> tuple[Rollout, ...]:
-    return (*generated.rollouts, *((generated.greedy,) if generated.greedy else ()))
-
-
-def scored_group(generated: GeneratedGroup, judgements: Sequence[Judgement]) -> Group:
-    """The group with a judgement for each of its responses, the greedy one last."""
-    rollouts = responses_of(generated)
-    scored = tuple(
-        ScoredRollout(rollout=rollout, judgement=judgement)
-        for rollout, judgement in zip(rollouts, judgements, strict=True)
-    )
-    siblings = len(generated.rollouts)
-    return Group(
-        prompt=rollouts[0].prompt,
-        draw=rollouts[0].draw,
-        rollouts=scored[:siblings],
-        greedy=scored[siblings] if generated.greedy else None,
-    )
+    return [_item(rollout, group.prompt_text) for rollout in group.responses]
 
 
 def _item(rollout: Rollout, prompt_text: str) -> Item:

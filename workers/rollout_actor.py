@@ -6,7 +6,7 @@ import asyncio
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.hf_engine import HFEngine
-from workers.records import GeneratedGroup, GroupRequest, WeightManifest, WeightReceipt
+from workers.records import Group, GroupRequest, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
 from workers.vllm_engine import VLLMEngine
 
@@ -24,7 +24,7 @@ class RolloutActor:
             lambda: engine_class(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank)
         )
 
-    async def generate(self, request: GroupRequest) -> GeneratedGroup:
+    async def generate(self, request: GroupRequest) -> Group:
         return await asyncio.wrap_future(self._worker.generate(request))
 
     async def load_weights(self, manifest: WeightManifest) -> WeightReceipt:

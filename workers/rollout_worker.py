@@ -17,7 +17,7 @@ import numpy as np
 
 from workers.records import (
     Completion,
-    GeneratedGroup,
+    Group,
     GroupRequest,
     Rollout,
     Sampling,
@@ -66,7 +66,7 @@ class _PendingGroup:
     """A group whose siblings are still being decoded."""
 
     request: GroupRequest
-    future: Future[GeneratedGroup]
+    future: Future[Group]
     rollouts: dict[int, Rollout] = field(default_factory=dict)
 
 
@@ -92,7 +92,7 @@ class RolloutWorker:
         self._thread.start()
         started.result()
 
-    def generate(self, request: GroupRequest) -> Future[GeneratedGroup]:
+    def generate(self, request: GroupRequest) -> Future[Group]:
         """All responses of a group, in sample order, when the last of them has ended."""
         group = _PendingGroup(request=request, future=Future())
 
@@ -188,7 +188,7 @@ class RolloutWorker:
             siblings = tuple(group.rollouts[sample] for sample in range(request.num_samples))
             greedy = group.rollouts.get(request.num_samples)
             prompt_text = engine.decode(request.prompt.token_ids, show_special=True)
-            group.future.set_result(GeneratedGroup(rollouts=siblings, greedy=greedy, prompt_text=prompt_text))
+            group.future.set_result(Group(rollouts=siblings, greedy=greedy, prompt_text=prompt_text))
 
     def _fail_all(self, error: Exception) -> None:
         for group, _ in self._pending.values():

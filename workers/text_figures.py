@@ -11,6 +11,8 @@ PIECE = 4
 """Tokens in a row that make up a piece; tokens rather than words, which some languages and all digits lack."""
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """Odd, and without pattern: pieces that differ have, practically, different keys."""
+HALF = np.uint64(32)
+"""Of a key's bits: two tokens fit into one."""
 
 
 def repetition(token_ids: np.ndarray) -> float:
@@ -25,10 +27,10 @@ def repetition(token_ids: np.ndarray) -> float:
     if count < 2:
         return 0.0
     tokens = token_ids.astype(np.uint64)
-    keys = np.zeros(count, dtype=np.uint64)
-    for place in range(PIECE):
-        keys = keys * MULTIPLIER + tokens[place : place + count]
-    return 1.0 - len(np.unique(keys)) / count
+    pairs = (tokens[:-1] << HALF) | tokens[1:]
+    keys = pairs[:count] * MULTIPLIER + pairs[2:]
+    keys.sort()
+    return int(np.count_nonzero(keys[1:] == keys[:-1])) / count
 
 
 def digest(text: str) -> int:

@@ -38,7 +38,7 @@ from workers.failures import Roster
 from workers.group import Hosting, RewardGroup
 from workers.placement import connected, reserved
 from workers.places import Place
-from workers.records import GeneratedGroup, Message, Prompt, Rollout, Span, Stop
+from workers.records import Group, Message, Prompt, Rollout, Span, Stop
 from workers.reward_pool import RewardPool
 from workers.reward_worker import RewardWorker, items_of, limits_of
 
@@ -98,13 +98,13 @@ class Pressure:
     growth_mib: float
 
 
-def group(draw: int, *, hang: bool = False, text: str = "Three and four are seven. " * 30) -> GeneratedGroup:
+def group(draw: int, *, hang: bool = False, text: str = "Three and four are seven. " * 30) -> Group:
     """Siblings as an engine hands them over; of every fifty responses one hangs, where they may."""
     messages = (Message(role="user", content="What is 12 + 34? Think before you answer. " * 4),)
     prompt = Prompt(
         id=f"p{draw}", messages=messages, token_ids=tuple(range(60)), answer="46", row={"level": 3}, from_text=True
     )
-    return GeneratedGroup(
+    return Group(
         rollouts=tuple(
             Rollout(
                 prompt=prompt,
@@ -175,7 +175,7 @@ def capacities(mix: str, seconds: float, folder: Path) -> list[Capacity]:
     with over_ray(reward, folder) as workers:
         refs = [ray.put(one) for one in groups]
         rates["ray"] = rate(
-            lambda n: workers.score(refs[n % 100], draw=n)[1],
+            lambda n: workers.score(refs[n % 100], draw=n),
             lambda summary: workers.wait([summary], verb="score a group"),
             seconds,
         )

@@ -22,6 +22,7 @@ from engine.algorithms.rloo import RLOO
 from engine.algorithms.shaping import Shaping, Truncated
 from engine.experience import Assignment, NothingToLearn, advantages, assign
 from engine.rollout_stream import TakenGroup
+from rewards.score import judgement_of
 from workers.records import AlgorithmState, GreedyOutcome, GroupSummary, Metrics, Row
 
 HORIZON = 64
@@ -41,10 +42,11 @@ def taken(
     greedy: GreedyOutcome | None = None,
 ) -> TakenGroup:
     length_G = np.array(lengths or [3] * len(scores))
+    judgements = [judgement_of(score, name="f") for score in scores]
     summary = GroupSummary(
-        draw=draw, prompt_id=f"p{draw}", score_G=np.array(scores, dtype=np.float64), length_G=length_G,
+        draw=draw, prompt_id=f"p{draw}", judgements=tuple(judgements), length_G=length_G,
         action_tokens_G=np.array(actions) if actions else length_G, prompt_length=5,
-        truncated_G=np.array(truncated or [False] * len(scores)), greedy=greedy, version=0, failures=(), parts={},
+        truncated_G=np.array(truncated or [False] * len(scores)), greedy=greedy, version=0,
         judging_s=0.0, repetition_G=np.zeros(len(scores)), digest_G=np.arange(len(scores)), answer_digest=0,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=f"group {draw}")

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from engine.metrics import of_rollouts, of_update
 from engine.rollout_stream import Taken, TakenGroup
-from rewards.score import Failure, FailureKind
+from rewards.score import Failure, FailureKind, Judgement, Score
 from workers.records import GreedyOutcome, GroupSummary
 from workers.tally import UpdateReport
 
 NAN = float("nan")
 
 
-def group(scores: list[float], *, lengths: list[int], prompt_length: int = 5, **fields: object) -> TakenGroup:
-    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "greedy": None, "parts": {}, "judging_s": 0.5}
+def judged(score: float, parts: Mapping[str, float]) -> Judgement:
+    return Failure(kind=FailureKind.TIMEOUT, reason="") if math.isnan(score) else Score(total=score, parts=parts)
+
+
+def group(
+    scores: list[float],
+    *,
+    lengths: list[int],
+    parts: Mapping[str, float] | None = None,
+    prompt_length: int = 5,
+    **fields: object,
+) -> TakenGroup:
+    settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "greedy": None, "judging_s": 0.5}
     settings |= {"repetition_G": np.zeros(len(scores)), "digest_G": np.arange(len(scores)), "answer_digest": 0}
     settings |= fields
     summary = GroupSummary(
-        draw=0, prompt_id="p", score_G=np.array(scores), length_G=np.array(lengths), version=0, failures=(),
+        draw=0, prompt_id="p", judgements=tuple(judged(score, parts or {}) for score in scores), version=0,
+        length_G=np.array(lengths),
         action_tokens_G=np.array(lengths), prompt_length=prompt_length, **settings,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=None)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engine.rollout_files import Dropped, FailureList, rollouts_of
+from engine.rollout_files import FailureList, JudgedGroup, rollouts_of
 from engine.rollout_files import write_rollouts as write_all
-from rewards.score import Failure, FailureKind, Judgement, Score
-from workers.records import Group, Message, Prompt, Rollout, ScoredRollout, Span, Stop
+from rewards.score import Failure, FailureKind, Score
+from workers.records import Group, GroupSummary, Message, Prompt, Rollout, Span, Stop
 
 TIMEOUT = Failure(kind=FailureKind.TIMEOUT, reason="no answer within 10 s")
 
 
-def scored(prompt: Prompt, *, draw: int, sample: int, spans: tuple[Span, ...], judgement: Judgement) -> ScoredRollout:
+def rollout(prompt: Prompt, *, draw: int, sample: int, spans: tuple[Span, ...]) -> Rollout:
     length = spans[-1].end
     generator = np.random.default_rng((draw, sample))
-    rollout = Rollout(
+    return Rollout(
         prompt=prompt,
         draw=draw,
         sample=sample,
@@ -31,7 +31,6 @@ def scored(prompt: Prompt, *, draw: int, sample: int, spans: tuple[Span, ...], j
         spans=spans,
         stop=Stop.LENGTH if sample else Stop.END,
     )
-    return ScoredRollout(rollout=rollout, judgement=judgement)
 
 
 def prompt(number: int, *tokens: int) -> Prompt:
@@ -46,35 +45,39 @@ def own(end: int, version: int) -> Span:
 
 
 @pytest.fixture
-def groups() -> list[Group]:
+def groups() -> list[JudgedGroup]:
     first, second = prompt(1, 3, 4, 5), prompt(2, 6)
     tool = (own(2, 7), Span(start=2, end=5, sampled=False, version=7), Span(start=5, end=6, sampled=True, version=8))
     score = Score(total=1.25, parts={"correct": 1.0, "format": 0.25})
     return [
-        Group(
-            prompt=first,
-            draw=7,
-            rollouts=(
-                scored(first, draw=7, sample=0, spans=(own(4, 7),), judgement=score),
-                scored(first, draw=7, sample=1, spans=tool, judgement=TIMEOUT),
+        JudgedGroup(
+            group=Group(
+                rollouts=(
+                    rollout(first, draw=7, sample=0, spans=(own(4, 7),)),
+                    rollout(first, draw=7, sample=1, spans=tool),
+                ),
+                greedy=rollout(first, draw=7, sample=2, spans=(own(3, 7),)),
+                prompt_text="",
             ),
-            greedy=scored(first, draw=7, sample=2, spans=(own(3, 7),), judgement=score),
+            judgements=(score, TIMEOUT, score),
+            dropped=None,
         ),
-        Group(
-            prompt=second,
-            draw=12,
-            rollouts=(scored(second, draw=12, sample=0, spans=(own(1, 8),), judgement=Score(total=0.0, parts={})),),
-            greedy=None,
+        JudgedGroup(
+            group=Group(
+                rollouts=(rollout(second, draw=12, sample=0, spans=(own(1, 8),)),), greedy=None, prompt_text=""
+            ),
+            judgements=(Score(total=0.0, parts={}),),
+            dropped=None,
         ),
     ]
 
 
-def write_rollouts(folder: Path, step: int, groups: list[Group]) -> None:
-    write_all(folder, step, groups, dropped=[], advantages={})
+def write_rollouts(folder: Path, step: int, groups: list[JudgedGroup]) -> None:
+    write_all(folder, step, groups, advantages={})
 
 
-def learned_from(groups: list[Group]) -> list[Rollout]:
-    return [scored.rollout for group in groups for scored in group.rollouts]
+def learned_from(groups: list[JudgedGroup]) -> list[Rollout]:
+    return [rollout for judged in groups for rollout in judged.group.rollouts]
 
 
 def lines(folder: Path, step: int) -> list[dict[str, object]]:
@@ -82,7 +85,7 @@ def lines(folder: Path, step: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[Group]) -> None:
+def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path / "not" / "yet", 10, groups)
     saved = load_file(tmp_path / "not" / "yet" / "rollouts" / "step_000010.safetensors")
     rollouts = learned_from(groups)
@@ -101,14 +104,16 @@ def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[Group])
         assert saved["version"][row].tolist() == versions
 
 
-def test_tool_tokens_are_marked_and_every_token_has_its_version(tmp_path: Path, groups: list[Group]) -> None:
+def test_tool_tokens_are_marked_and_every_token_has_its_version(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 1, groups)
     saved = load_file(tmp_path / "rollouts" / "step_000001.safetensors")
     assert saved["action_mask"].tolist() == [True] * 4 + [True, True, False, False, False, True] + [True]
     assert saved["version"].tolist() == [7] * 4 + [7, 7, 7, 7, 7, 8] + [8]
 
 
-def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(tmp_path: Path, groups: list[Group]) -> None:
+def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(
+    tmp_path: Path, groups: list[JudgedGroup]
+) -> None:
     write_rollouts(tmp_path, 3, groups)
     first, _, _, last = lines(tmp_path, 3)
     assert first == {
@@ -132,50 +137,49 @@ def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(tmp_path:
     assert "größer" in (tmp_path / "rollouts" / "step_000003.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups: list[Group]) -> None:
+def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     failed = lines(tmp_path, 3)[1]
     assert (failed["failure"], failed["reason"]) == ("timeout", "no answer within 10 s")
     assert "score" not in failed and "parts" not in failed
 
 
-def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[Group]) -> None:
+def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     saved = load_file(tmp_path / "rollouts" / "step_000003.safetensors")
     told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3) if not line["greedy"]]
     assert told == list(zip(saved["draw"].tolist(), saved["sample"].tolist(), strict=True))
 
 
-def test_the_greedy_response_is_not_among_those_that_are_learned_from(tmp_path: Path, groups: list[Group]) -> None:
+def test_the_greedy_response_is_not_learned_from(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["sample"].tolist() == [0, 1, 0]
 
 
-def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[Group]) -> None:
+def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     write_rollouts(tmp_path, 3, groups[1:])
     assert [line["draw"] for line in lines(tmp_path, 3)] == [12]
     assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["draw"].tolist() == [12]
 
 
-def test_a_greedy_response_is_marked_and_stands_behind_its_siblings(tmp_path: Path, groups: list[Group]) -> None:
+def test_a_greedy_response_is_marked_and_stands_behind_its_siblings(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     assert [(line["draw"], line["greedy"]) for line in lines(tmp_path, 3)] == [
         (7, False), (7, False), (7, True), (12, False),
     ]  # fmt: skip
 
 
-def test_a_group_that_was_passed_over_says_why_and_is_in_no_tensor(tmp_path: Path, groups: list[Group]) -> None:
-    dropped = [Dropped(group=groups[1], reason="all_right")]
-    write_all(tmp_path, 3, groups[:1], dropped=dropped, advantages={})
+def test_a_group_that_was_passed_over_says_why_and_is_in_no_tensor(tmp_path: Path, groups: list[JudgedGroup]) -> None:
+    write_rollouts(tmp_path, 3, [groups[0], replace(groups[1], dropped="all_right")])
     assert [line["dropped"] for line in lines(tmp_path, 3)] == [None, None, None, "all_right"]
     assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["draw"].tolist() == [7, 7]
 
 
 def test_a_tools_tokens_are_in_no_range_of_versions_and_advantages_are_by_name(
-    tmp_path: Path, groups: list[Group]
+    tmp_path: Path, groups: list[JudgedGroup]
 ) -> None:
-    write_all(tmp_path, 3, groups, dropped=[], advantages={(7, 0): 0.5, (12, 0): -1.25})
+    write_all(tmp_path, 3, groups, advantages={(7, 0): 0.5, (12, 0): -1.25})
     told = lines(tmp_path, 3)
     assert told[1]["versions"] == [[0, 2, 7], [5, 6, 8]] and told[1]["tokens"] == 6
     assert [line["advantage"] for line in told] == [0.5, None, None, -1.25]
@@ -186,30 +190,33 @@ HOSTILE = ["\ud800", "a\udfffb", "\x00\x1b[2J", "line\u2028end\u2029\x85\x0b\x0c
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_whatever_a_model_writes_comes_back_from_one_line_of_utf8(
-    tmp_path: Path, groups: list[Group], text: str
+    tmp_path: Path, groups: list[JudgedGroup], text: str
 ) -> None:
-    [own] = groups[1].rollouts
-    odd = replace(own, rollout=replace(own.rollout, text=text), judgement=Score(total=1.0, parts={text: 1.0}))
-    write_rollouts(tmp_path, 3, [replace(groups[1], rollouts=(odd, own))])
+    [own] = groups[1].group.rollouts
+    group = replace(groups[1].group, rollouts=(replace(own, text=text), own))
+    judgements = (Score(total=1.0, parts={text: 1.0}), Score(total=0.0, parts={}))
+    write_rollouts(tmp_path, 3, [JudgedGroup(group=group, judgements=judgements, dropped=None)])
     raw = rollouts_of(tmp_path, 3).read_bytes().decode("utf-8")
     first, second = raw.splitlines()  # which also splits at ends of lines that JSON does not know
     assert json.loads(first)["response"] == text and json.loads(first)["parts"] == {text: 1.0}
-    assert json.loads(second)["response"] == own.rollout.text
+    assert json.loads(second)["response"] == own.text
 
 
 # ----------------------------------------------------------------------------- failures
+
+
+def summary_of(judged: JudgedGroup) -> GroupSummary:
+    return judged.group.summary(judged.judgements, judging_s=0.0)
 
 
 def failures(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_failures_are_listed_with_their_sample_the_greedy_one_last(tmp_path: Path, groups: list[Group]) -> None:
+def test_failures_are_listed_with_their_sample_the_greedy_one_last(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     crash = Failure(kind=FailureKind.CRASH, reason="\ud800" + "x" * 10_000)
-    greedy = replace(groups[0].greedy, judgement=crash)
-    FailureList(tmp_path / "failures.jsonl", after_step=0).add(
-        4, replace(groups[0], greedy=greedy).summary(judging_s=0.0)
-    )
+    judged = replace(groups[0], judgements=(*groups[0].judgements[:2], crash))
+    FailureList(tmp_path / "failures.jsonl", after_step=0).add(4, summary_of(judged))
     first, last = failures(tmp_path / "failures.jsonl")
     assert first == {
         "step": 4, "id": "p1", "draw": 7, "sample": 1, "kind": "timeout", "reason": "no answer within 10 s",
@@ -217,9 +224,9 @@ def test_failures_are_listed_with_their_sample_the_greedy_one_last(tmp_path: Pat
     assert (last["sample"], last["kind"]) == (2, "crash") and len(str(last["reason"])) == 2000
 
 
-def test_a_step_that_is_done_again_lists_its_failures_once(tmp_path: Path, groups: list[Group]) -> None:
+def test_a_step_that_is_done_again_lists_its_failures_once(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     path = tmp_path / "failures.jsonl"
-    summary = groups[0].summary(judging_s=0.0)
+    summary = summary_of(groups[0])
     first = FailureList(path, after_step=0)
     for step in (1, 2, 3):
         first.add(step, summary)
@@ -230,11 +237,11 @@ def test_a_step_that_is_done_again_lists_its_failures_once(tmp_path: Path, group
 
 
 def test_the_list_does_not_grow_without_end(
-    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, groups: list[JudgedGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.rollout_files.MOST_FAILURE_BYTES", 1000)
     path = tmp_path / "failures.jsonl"
     own = FailureList(path, after_step=0)
     for step in range(100):
-        own.add(step, groups[0].summary(judging_s=0.0))
+        own.add(step, summary_of(groups[0]))
     assert 800 < path.stat().st_size <= 1000 and len(failures(path)) > 5

@@ -17,7 +17,7 @@ from engine.algorithms.grpo import GRPO
 from engine.algorithms.remax import ReMax
 from engine.algorithms.shaping import Shaping
 from engine.rollout_stream import Ledger, NotEnoughGroups, RewardsFailed, RolloutStream, Taken
-from rewards.score import Failure, FailureKind
+from rewards.score import Failure, FailureKind, Score
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt
 
@@ -60,14 +60,14 @@ class FakeWorkers:
         self._judge, self._scores = judge, scores or {}
         self._sampled_by: dict[int, int] = {}
 
-    def generate(self, request: GroupRequest) -> GroupRequest:
+    def generate(self, request: GroupRequest) -> Ref:
         self.asked.append(request)
         self._sampled_by[request.draw] = self.version
-        return request
+        return Ref(request, is_summary=False)
 
-    def score(self, rollouts: GroupRequest, *, draw: int) -> tuple[Ref, Ref]:
-        assert draw == rollouts.draw
-        return Ref(rollouts, is_summary=False), Ref(rollouts, is_summary=True)
+    def score(self, group: Ref, *, draw: int) -> Ref:
+        assert draw == group.request.draw
+        return Ref(group.request, is_summary=True)
 
     def wait(self, refs: list[Ref], *, verb: str) -> list[GroupSummary]:
         assert all(ref.is_summary for ref in refs)
@@ -78,12 +78,12 @@ class FakeWorkers:
         own = self._scores.get(request.draw, (1.0, 0.0))[: request.num_samples]
         failures = self._judge(request)
         size, version = len(own), self._sampled_by[request.draw]
-        score_G = np.where(np.arange(size) < len(failures), np.nan, own)
+        judgements = (*failures, *(Score(total=score, parts={}) for score in own[len(failures) :]))
         count_G = np.full(size, 3)
         return GroupSummary(
-            draw=request.draw, prompt_id=request.prompt.id, score_G=score_G, length_G=count_G, action_tokens_G=count_G,
-            prompt_length=1, truncated_G=np.zeros(size, dtype=bool), greedy=None, version=version, failures=failures,
-            parts={}, judging_s=0.0, repetition_G=np.zeros(size), digest_G=np.arange(size), answer_digest=0,
+            draw=request.draw, prompt_id=request.prompt.id, judgements=judgements, length_G=count_G,
+            action_tokens_G=count_G, prompt_length=1, truncated_G=np.zeros(size, dtype=bool), greedy=None,
+            version=version, judging_s=0.0, repetition_G=np.zeros(size), digest_G=np.arange(size), answer_digest=0,
         )  # fmt: skip
 
     @property
@@ -257,7 +257,7 @@ def test_failures_up_to_the_allowed_share_pass() -> None:
     workers = FakeWorkers(lambda request: (FAILURE,) if request.draw in (1, 3) else ())
     taken = stream(workers, max_failure_fraction=0.25).take(version=0)  # 2 of 4 x 2
     assert draws_of(taken) == [0, 1, 2, 3]
-    assert sum(len(group.summary.failures) for group in taken.groups) == 2
+    assert sum(len(group.summary.failures()) for group in taken.groups) == 2
 
 
 def test_one_failure_more_stops_the_run_and_says_how_many_of_what_and_why() -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from engine.shown_responses import MARK, MOST_CHARACTERS, MOST_LINES, Place, clipped, extremes, told, visible
-from rewards.score import Judgement, Score
-from workers.records import Group, Message, Prompt, Rollout, ScoredRollout, Span, Stop
+from rewards.score import Judgement, Score, judgement_of
+from workers.records import Group, GroupSummary, Message, Prompt, Rollout, ScoredRollout, Span, Stop
 
 NAN = float("nan")
 
@@ -28,10 +28,10 @@ def scored(text: str, judgement: Judgement, *, asked: str = "1+1=") -> ScoredRol
     return ScoredRollout(rollout=rollout, judgement=judgement)
 
 
-def group(*scores: float) -> object:
-    rollouts = tuple(scored("x", Score(total=score, parts={"a": score})) for score in scores)
-    own = Group(prompt=rollouts[0].rollout.prompt, draw=7, rollouts=rollouts, greedy=None)
-    return own.summary(judging_s=0.0)
+def group(*scores: float) -> GroupSummary:
+    judged = [scored("x", judgement_of(score, name="a")) for score in scores]
+    own = Group(rollouts=tuple(one.rollout for one in judged), greedy=None, prompt_text="")
+    return own.summary([one.judgement for one in judged], judging_s=0.0)
 
 
 def test_the_best_and_the_worst_are_of_the_judged_ones() -> None:

@@ -26,7 +26,7 @@ from workers.batches import (
     units_of,
 )
 from workers.lessons import Example, Lesson, Part
-from workers.records import Credit, Experience, Group, ModelOutputs, Row, ScoredRollout
+from workers.records import Credit, Experience, Group, ModelOutputs, Rollout, Row
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 UNITS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
@@ -115,9 +115,10 @@ def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
 def in_versions(groups: Sequence[Group]) -> tuple[Group, ...]:
     """The same groups, each span sampled by other weights."""
 
-    def respanned(scored: ScoredRollout) -> ScoredRollout:
-        spans = tuple(replace(span, version=5 + number) for number, span in enumerate(scored.rollout.spans))
-        return replace(scored, rollout=replace(scored.rollout, spans=spans))
+    def respanned(rollout: Rollout) -> Rollout:
+        return replace(
+            rollout, spans=tuple(replace(span, version=5 + number) for number, span in enumerate(rollout.spans))
+        )
 
     return tuple(replace(group, rollouts=tuple(map(respanned, group.rollouts))) for group in groups)
 

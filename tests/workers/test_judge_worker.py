@@ -19,7 +19,7 @@ from rewards.score import Failure, FailureKind, Score
 from workers.config import Device, ModelConfig, RewardConfig
 from workers.judge_worker import JudgeWorker, judge_setup
 from workers.model import UnsupportedModel
-from workers.records import GeneratedGroup, Message, Prompt, Rollout, Span, Stop
+from workers.records import Group, Message, Prompt, Rollout, Span, Stop
 
 EXACT = "rewards.number:exact"
 
@@ -80,10 +80,8 @@ def rollout(text: str, tokenizer: PreTrainedTokenizerBase, *, sample: int = 0, e
     )
 
 
-def group_of(
-    texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, *, greedy: str | None = None
-) -> GeneratedGroup:
-    return GeneratedGroup(
+def group_of(texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, *, greedy: str | None = None) -> Group:
+    return Group(
         rollouts=tuple(rollout(text, tokenizer, sample=n) for n, text in enumerate(texts)),
         greedy=None if greedy is None else rollout(greedy, tokenizer),
         prompt_text="",
@@ -104,7 +102,7 @@ def test_every_response_is_scored_at_its_own_last_token(
 ) -> None:
     """Pitfall 19: whatever lies beside it in a batch, and although padding may stand in a text."""
     made = group_of(("46", "4", "12345678", "0"), tokenizer, greedy="45")
-    group, summary = judge(policy, reward_model, budget=budget).score(made)
+    summary = judge(policy, reward_model, budget=budget).score(made)
     plain = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1)
     expected = [plain_score(plain, own) for own in made.rollouts]
     np.testing.assert_allclose(summary.score_G, expected, atol=1e-5)
@@ -112,8 +110,8 @@ def test_every_response_is_scored_at_its_own_last_token(
     assert summary.greedy is not None and summary.greedy.score == pytest.approx(
         plain_score(plain, made.greedy), abs=1e-5
     )
-    assert group.rollouts[0].judgement.parts.keys() == summary.parts.keys() == {"reward_model"}
-    assert [scored.rollout for scored in group.rollouts] == list(made.rollouts) and group.draw == 3
+    assert summary.judgements[0].parts.keys() == summary.part_means().keys() == {"reward_model"}
+    assert summary.draw == 3 and len(summary.judgements) == 5
 
 
 def test_where_padding_is_the_end_token_the_end_is_still_read(
@@ -125,7 +123,7 @@ def test_where_padding_is_the_end_token_the_end_is_still_read(
     model.config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     made = group_of(("46", "4"), tokenizer)
-    (_, summary), (_, expected) = (judge(policy, str(path)).score(made) for path in (folder, reward_model))
+    summary, expected = (judge(policy, str(path)).score(made) for path in (folder, reward_model))
     np.testing.assert_array_equal(summary.score_G, expected.score_G)
     row = [*made.rollouts[0].prompt.token_ids, *made.rollouts[0].token_ids.tolist()]
     with torch.no_grad():
@@ -137,7 +135,7 @@ def test_a_truncated_response_is_read_where_it_was_cut(
     policy: str, reward_model: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     own = rollout("46", tokenizer, ended=False)
-    _, summary = judge(policy, reward_model).score(GeneratedGroup(rollouts=(own,), greedy=None, prompt_text=""))
+    summary = judge(policy, reward_model).score(Group(rollouts=(own,), greedy=None, prompt_text=""))
     plain = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1)
     assert summary.score_G[0] == pytest.approx(plain_score(plain, own), abs=1e-5)
 
@@ -148,7 +146,7 @@ def test_another_tokenizer_reads_the_text_by_its_own_template(
     folder = shutil.copytree(reward_model, tmp_path / "model")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template.replace("<|end|>", "<|end|>  "))
-    _, summary = judge(policy, str(folder)).score(group_of(("46",), tokenizer))
+    summary = judge(policy, str(folder)).score(group_of(("46",), tokenizer))
     own = rollout("46", tokenizer)
     turns = [{"role": "user", "content": "12+34="}, {"role": "assistant", "content": "46"}]
     written = AutoTokenizer.from_pretrained(folder).apply_chat_template(turns, return_dict=False)
@@ -164,13 +162,13 @@ def test_a_function_beside_it_is_weighed_and_both_are_told(
     policy: str, reward_model: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     made = group_of(("46", "45"), tokenizer, greedy="46")
-    _, alone = judge(policy, reward_model).score(made)
+    alone = judge(policy, reward_model).score(made)
     both = judge(policy, reward_model, function=EXACT, function_weight=2.0, model_weight=0.5)
-    group, summary = both.score(made)
+    summary = both.score(made)
     np.testing.assert_allclose(summary.score_G, 0.5 * alone.score_G + [2.0, 0.0], rtol=1e-6)
     assert summary.greedy.score == pytest.approx(0.5 * alone.score_G[0] + 2.0)
-    assert summary.parts == {"exact": 0.5, "reward_model": pytest.approx(alone.score_G.mean())}
-    assert isinstance(group.rollouts[1].judgement, Score)
+    assert summary.part_means() == {"exact": 0.5, "reward_model": pytest.approx(alone.score_G.mean())}
+    assert isinstance(summary.judgements[1], Score)
 
 
 def test_a_failed_function_counts_only_where_it_has_weight(
@@ -178,10 +176,10 @@ def test_a_failed_function_counts_only_where_it_has_weight(
 ) -> None:
     (tmp_path / "mine.py").write_text("def f(response, answer):\n    return None\n")
     made, spec = group_of(("46",), tokenizer), f"{tmp_path / 'mine.py'}:f"
-    _, heavy = judge(policy, reward_model, function=spec).score(made)
-    assert heavy.failures[0].kind is FailureKind.UNSCORABLE and np.isnan(heavy.score_G[0])
-    _, shown = judge(policy, reward_model, function=spec, function_weight=0.0).score(made)
-    assert shown.failures == () and np.isfinite(shown.score_G[0])
+    heavy = judge(policy, reward_model, function=spec).score(made)
+    assert heavy.failures()[0].kind is FailureKind.UNSCORABLE and np.isnan(heavy.score_G[0])
+    shown = judge(policy, reward_model, function=spec, function_weight=0.0).score(made)
+    assert shown.failures() == {} and np.isfinite(shown.score_G[0])
 
 
 def test_a_score_that_is_not_finite_is_a_failure_and_no_zero(
@@ -190,10 +188,10 @@ def test_a_score_that_is_not_finite_is_a_failure_and_no_zero(
     broken = judge(policy, reward_model)
     with torch.no_grad():
         broken._model.score.weight.fill_(float("inf"))
-    group, summary = broken.score(group_of(("46",), tokenizer, greedy="46"))
+    summary = broken.score(group_of(("46",), tokenizer, greedy="46"))
     assert np.isnan(summary.score_G[0]) and np.isnan(summary.greedy.score)
-    assert [failure.kind for failure in summary.failures] == [FailureKind.NOT_FINITE] * 2
-    assert isinstance(group.rollouts[0].judgement, Failure)
+    assert [failure.kind for failure in summary.failures().values()] == [FailureKind.NOT_FINITE] * 2
+    assert isinstance(summary.judgements[0], Failure)
 
 
 def test_groups_that_are_scored_side_by_side_keep_their_own_scores(
@@ -201,9 +199,9 @@ def test_groups_that_are_scored_side_by_side_keep_their_own_scores(
 ) -> None:
     worker = judge(policy, reward_model, function=EXACT)
     groups = [group_of((str(n), "46", str(n) * (n % 4)), tokenizer) for n in range(24)]
-    alone = [worker.score(group)[1].score_G for group in groups]
+    alone = [worker.score(group).score_G for group in groups]
     with ThreadPoolExecutor(6) as threads:
-        together = [summary.score_G for _, summary in threads.map(worker.score, groups)]
+        together = [summary.score_G for summary in threads.map(worker.score, groups)]
     np.testing.assert_array_equal(together, alone)
 
 

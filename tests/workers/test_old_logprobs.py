@@ -19,7 +19,7 @@ from engine.algorithms.correction import Correction, Denominator, ImportanceWeig
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.rloo import RLOO
 from workers.config import OldLogprobs
-from workers.records import Group, Row, ScoredRollout, Span
+from workers.records import Group, Rollout, Row, Span
 
 TEMPERATURE = 0.7
 slow = pytest.mark.slow
@@ -73,9 +73,9 @@ def stale(group: Group) -> Group:
     return replace(
         group,
         rollouts=tuple(
-            replace(scored, rollout=replace(scored.rollout, spans=(replace(first, version=-1), *others)))
-            for scored in group.rollouts
-            for first, *others in [scored.rollout.spans]
+            replace(rollout, spans=(replace(first, version=-1), *others))
+            for rollout in group.rollouts
+            for first, *others in [rollout.spans]
         ),
     )
 
@@ -167,13 +167,12 @@ def test_rejected_tokens_leave_the_step_where_denominators_count_the_kept_ones(
 def without_far_tokens(group: Group, model: torch.nn.Module, *, low: float, high: float) -> Group:
     """The tokens that the engine sampled with a far other probability than the model's are somebody else's."""
 
-    def rewritten(scored: ScoredRollout) -> ScoredRollout:
-        rollout = scored.rollout
+    def rewritten(rollout: Rollout) -> Rollout:
         own = rollout.action_mask()
         row = Row(draw=rollout.draw, sample=rollout.sample, reward=0.0, prompt_tokens=0)
         ratio = np.exp(alone(model, row, TEMPERATURE).numpy() - rollout.logprobs[own])
         own[own] = (ratio >= low) & (ratio <= high)
         spans = tuple(Span(start=t, end=t + 1, sampled=bool(own[t]), version=0) for t in range(len(own)))
-        return replace(scored, rollout=replace(rollout, spans=spans))
+        return replace(rollout, spans=spans)
 
     return replace(group, rollouts=tuple(map(rewritten, group.rollouts)))

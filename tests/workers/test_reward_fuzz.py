@@ -31,7 +31,7 @@ from workers.config import FunctionConfig, RewardConfig, RolloutConfig
 from workers.processes import descendants_of
 from workers.records import (
     AlgorithmState,
-    GeneratedGroup,
+    Group,
     GroupRequest,
     GroupSummary,
     Message,
@@ -40,7 +40,7 @@ from workers.records import (
     Span,
     Stop,
 )
-from workers.reward_worker import RewardWorker, scored_group
+from workers.reward_worker import RewardWorker
 from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
 
@@ -83,8 +83,8 @@ def learned(judgements: Sequence[Judgement]) -> dict[int, float]:
     """What each response that is learned from is worth to GRPO, by its number."""
     if not judgements:
         return {}
-    generated = GeneratedGroup(rollouts=rollouts([""] * len(judgements)), greedy=None, prompt_text="")
-    summary = scored_group(generated, judgements).summary(judging_s=0.0)
+    group = Group(rollouts=rollouts([""] * len(judgements)), greedy=None, prompt_text="")
+    summary = group.summary(judgements, judging_s=0.0)
     algorithm = GRPO()
     try:
         batch = assign([TakenGroup(summary=summary, group=None)], algorithm, ranks=1, updates_per_step=1, horizon=64)
@@ -249,12 +249,12 @@ class Judged:
         self.rollout = self.reward = self
         self._worker, self._texts = worker, texts
 
-    def generate(self, request: GroupRequest) -> GeneratedGroup:
+    def generate(self, request: GroupRequest) -> Group:
         own = rollouts(self._texts.get(request.draw, ["honest"] * 2), request.prompt, request.draw)
-        return GeneratedGroup(rollouts=own, greedy=None, prompt_text="12+34=")
+        return Group(rollouts=own, greedy=None, prompt_text="12+34=")
 
-    def score(self, generated: GeneratedGroup, *, draw: int) -> tuple[object, GroupSummary]:
-        return self._worker.score(generated)
+    def score(self, group: Group, *, draw: int) -> GroupSummary:
+        return self._worker.score(group)
 
     def wait(self, refs: list[GroupSummary], *, verb: str) -> list[GroupSummary]:
         return refs

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from workers.records import Completion, GeneratedGroup, GroupRequest, Prompt, Sampling, Span, Stop, WeightManifest
+from workers.records import Completion, Group, GroupRequest, Prompt, Sampling, Span, Stop, WeightManifest
 from workers.rollout_worker import CompletionRequest, RolloutWorker
 
 PATIENCE_S = 5.0
@@ -114,7 +114,7 @@ def during_a_step(engine: FakeEngine) -> Iterator[None]:
     engine.gate.set()
 
 
-def is_the_answer_to(asked: GroupRequest, group: GeneratedGroup) -> bool:
+def is_the_answer_to(asked: GroupRequest, group: Group) -> bool:
     seeds = [asked.sample_seed(sample) % 1000 for sample in range(asked.num_samples)]
     return (
         [rollout.sample for rollout in group.rollouts] == list(range(asked.num_samples))

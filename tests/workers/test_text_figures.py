@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards.score import Score
-from workers.records import Group, GroupSummary, Prompt, Rollout, ScoredRollout, Span, Stop
+from workers.records import Group, GroupSummary, Prompt, Rollout, Span, Stop
 from workers.text_figures import PIECE, digest, repetition
 
 
@@ -33,8 +33,8 @@ def summary_of(text: str, token_ids: list[int], *, answer: str, prompt_id: str =
         prompt=prompt, draw=0, sample=0, text=text, token_ids=np.array(token_ids), logprobs=np.zeros(len(token_ids)),
         spans=(Span(start=0, end=len(token_ids), sampled=True, version=1),), stop=Stop.END,
     )  # fmt: skip
-    scored = ScoredRollout(rollout=rollout, judgement=Score(total=1.0, parts={}))
-    return Group(prompt=prompt, draw=0, rollouts=(scored,), greedy=None).summary(judging_s=0.0)
+    group = Group(rollouts=(rollout,), greedy=None, prompt_text="")
+    return group.summary([Score(total=1.0, parts={})], judging_s=0.0)
 
 
 def test_a_groups_summary_has_them_for_each_response() -> None:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.algorithms.base import Outcomes
-from rewards.score import Score
 from workers.lessons import Example, Lesson, Part, Share
-from workers.records import Group, Message, Prompt, Rollout, Row, ScoredRollout, Span, Stop, Totals, Update
+from workers.records import Group, Message, Prompt, Rollout, Row, Span, Stop, Totals, Update
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +90,7 @@ def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) 
             row={},
             from_text=True,
         )
-        scored = []
+        rollouts = []
         for sample in range(siblings):
             length = int(random.integers(4, HORIZON)) if sample == 1 else int(random.integers(1, HORIZON))
             token_ids = random.integers(5, VOCABULARY, length).astype(np.int32)
@@ -103,8 +102,8 @@ def toy_groups(*, num_groups: int = 6, siblings: int = 4, poison: bool = False) 
             )  # fmt: skip
             if poison:
                 logprobs[~rollout.action_mask()] = np.nan
-            scored.append(ScoredRollout(rollout=rollout, judgement=Score(total=0.0, parts={"toy": 0.0})))
-        groups.append(Group(prompt=prompt, draw=draw, rollouts=tuple(scored), greedy=None))
+            rollouts.append(rollout)
+        groups.append(Group(rollouts=tuple(rollouts), greedy=None, prompt_text=""))
     return tuple(groups)
 
 
@@ -121,7 +120,7 @@ def _spans(length: int, *, draw: int, sample: int) -> tuple[Span, ...]:
 
 
 def rollout_of(row: Row, groups: Sequence[Group]) -> Rollout:
-    return next(group for group in groups if group.draw == row.draw).rollouts[row.sample].rollout
+    return next(group for group in groups if group.draw == row.draw).rollouts[row.sample]
 
 
 def toy_rows(draws: Sequence[int], *, siblings: int = 4, seed: int = 1) -> tuple[Row, ...]:
@@ -129,7 +128,7 @@ def toy_rows(draws: Sequence[int], *, siblings: int = 4, seed: int = 1) -> tuple
     random, groups = np.random.default_rng([seed, *draws]), toy_groups()
     rows = []
     for draw in draws:
-        tokens = sum(int(s.rollout.action_mask().sum()) for s in groups[draw].rollouts[:siblings])
+        tokens = sum(int(rollout.action_mask().sum()) for rollout in groups[draw].rollouts[:siblings])
         rows += [
             Row(draw=draw, sample=sample, reward=float(random.normal()), prompt_tokens=tokens)
             for sample in range(siblings)

@@ -12,6 +12,7 @@ from loss_rows import Rows, credited, doubles, outcomes
 from engine.algorithms.base import Algorithm, Objective
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.sft import SFT
+from rewards.score import Score
 from workers.records import AlgorithmState, GroupSummary
 
 
@@ -38,15 +39,13 @@ def test_by_default_every_group_is_kept_and_the_state_stays() -> None:
     summary = GroupSummary(
         draw=7,
         prompt_id="arithmetic-7",
-        score_G=np.array([1.0, 1.0]),
+        judgements=(Score(total=1.0, parts={"correct": 1.0}),) * 2,
         length_G=np.array([3, 3]),
         action_tokens_G=np.array([3, 3]),
         prompt_length=9,
         truncated_G=np.array([False, False]),
         greedy=None,
         version=2,
-        failures=(),
-        parts={"correct": 1.0},
         judging_s=0.0,
         repetition_G=np.zeros(2),
         digest_G=np.array([1, 2]),

@@ -11,6 +11,7 @@ from engine.algorithms.dapo import DAPO
 from engine.algorithms.dynamic_sampling import DynamicSampling
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.settings import InvalidSetting
+from rewards.score import judgement_of
 from workers.records import GroupSummary
 
 ENABLED = DynamicSampling(enabled=True)
@@ -21,15 +22,13 @@ def summary(*scores: float, lengths: tuple[int, ...] = ()) -> GroupSummary:
     return GroupSummary(
         draw=7,
         prompt_id="arithmetic-7",
-        score_G=np.array(scores),
+        judgements=tuple(judgement_of(score, name="f") for score in scores),
         length_G=length_G,
         action_tokens_G=length_G,
         prompt_length=9,
         truncated_G=np.zeros(len(scores), dtype=bool),
         greedy=None,
         version=0,
-        failures=(),
-        parts={},
         judging_s=0.0,
         repetition_G=np.zeros(len(scores)),
         digest_G=np.arange(len(scores)),
