@@ -209,6 +209,21 @@ class Group:
         """What is judged: the siblings, then the greedy one."""
         return self.rollouts if self.greedy is None else (*self.rollouts, self.greedy)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Between processes a group is its texts and four arrays, not two arrays and as many records a response."""
+        responses = self.responses
+        spans = [(span.start, span.end, span.sampled, span.version) for own in responses for span in own.spans]
+        return _unpacked, (
+            self.prompt,
+            self.draw,
+            self.prompt_text,
+            self.greedy is not None,
+            [(own.sample, own.text, own.stop, len(own.token_ids), len(own.spans)) for own in responses],
+            np.concatenate([own.token_ids for own in responses]),
+            np.concatenate([own.logprobs for own in responses]),
+            np.array(spans, dtype=np.int64),
+        )
+
     def summary(self, judgements: Sequence[Judgement], *, judging_s: float) -> GroupSummary:
         """`judgements`: one for each of `responses`."""
         if len(judgements) != len(self.responses):
@@ -235,6 +250,44 @@ class Group:
             digest_G=np.array([digest(rollout.text) for rollout in self.rollouts], dtype=np.int64),
             answer_digest=digest(self.prompt.answer.strip() or f"the answer to {self.prompt.id}"),
         )
+
+
+def _unpacked(
+    prompt: Prompt,
+    draw: int,
+    prompt_text: str,
+    has_greedy: bool,
+    described: Sequence[tuple[int, str, Stop, int, int]],
+    token_ids: np.ndarray,
+    logprobs: np.ndarray,
+    spans: np.ndarray,
+) -> Group:
+    """The group that `Group.__reduce__` took apart. Its arrays are views: Ray's store hands them out uncopied."""
+    cut = [
+        Span(start=start, end=end, sampled=bool(sampled), version=version)
+        for start, end, sampled, version in spans.tolist()
+    ]
+    responses, token, span = [], 0, 0
+    for sample, text, stop, length, num_spans in described:
+        responses.append(
+            Rollout(
+                prompt=prompt,
+                draw=draw,
+                sample=sample,
+                text=text,
+                token_ids=token_ids[token : token + length],
+                logprobs=logprobs[token : token + length],
+                spans=tuple(cut[span : span + num_spans]),
+                stop=stop,
+            )
+        )
+        token, span = token + length, span + num_spans
+    siblings = len(responses) - has_greedy
+    return Group(
+        rollouts=tuple(responses[:siblings]),
+        greedy=responses[siblings] if has_greedy else None,
+        prompt_text=prompt_text,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,9 @@ class RewardPool:
     def __init__(self, specs: Sequence[RewardSpec], limits: Limits, *, processes: int) -> None:
         """Raises RewardError where a function cannot be used as configured."""
         self._specs, self._limits = tuple(specs), limits
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._work, self._room = threading.Condition(lock), threading.Condition(lock)
+        """A job was brought; one was taken. Each wakes one thread: waking all would cost more than a job."""
         self._waiting: deque[_Job] = deque()
         self._most_waiting = WAITING_PER_PROCESS * processes
         self._closed = False
@@ -72,11 +74,12 @@ class RewardPool:
 
     def close(self) -> None:
         """Kill every process, also under a call that hangs. Who waits for an answer is told."""
-        with self._changed:
+        with self._work:
             self._closed = True
             left, living = list(self._waiting), list(self._living)
             self._waiting.clear()
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._room.notify_all()
         for job in left:
             job.answer.set_exception(self._is_closed())
         for process in living:
@@ -93,21 +96,21 @@ class RewardPool:
 
     def _put(self, function: int, items: tuple[Item, ...]) -> Future[Judgements]:
         job = _Job(function=function, items=items, answer=Future())
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._most_waiting)
+        with self._room:
+            self._room.wait_for(lambda: self._closed or len(self._waiting) < self._most_waiting)
             if self._closed:
                 raise self._is_closed()
             self._waiting.append(job)
-            self._changed.notify_all()
+            self._work.notify()
         return job.answer
 
     def _next(self) -> _Job | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting)
+        with self._work:
+            self._work.wait_for(lambda: self._closed or self._waiting)
             if self._closed:
                 return None
             job = self._waiting.popleft()
-            self._changed.notify_all()
+            self._room.notify()
             return job
 
     def _serve(self, started: Future[None]) -> None:
@@ -118,7 +121,7 @@ class RewardPool:
             started.set_exception(error)
             return
         with contextlib.closing(process):
-            with self._changed:
+            with self._work:
                 self._living.append(process)
             started.set_result(None)
             while (job := self._next()) is not None:
