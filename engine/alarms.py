@@ -1,7 +1,8 @@
 """Signs that a policy learns to please its reward in another way than was meant: pure functions of a run's metrics.
 
 An alarm says where to look, it proves nothing: honest runs grow longer, too. Two windows of steps are compared, the
-run's first and its newest: an alarm needs a change that is large as such *and* large against the spread within them.
+run's first and its newest: an alarm needs a change that is large as such *and* large against the noise within them. A
+trend within a window is no noise: a policy that has found out what pays changes within a few steps.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Change:
     before: float
     after: float
     errors: float
-    """The difference in standard errors (Welch); infinite where neither window has any spread."""
+    """The difference in standard errors (Welch, of what each window's own line leaves); infinite without any noise."""
 
     def rises(self, least: float) -> bool:
         return self.after - self.before >= least and self.errors >= SURE
@@ -88,9 +89,19 @@ def change_of(history: Sequence[Metrics], name: str) -> Change | None:
         return None
     first, last = values[:WINDOW], values[-WINDOW:]
     difference = float(last.mean() - first.mean())
-    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / WINDOW)
-    errors = difference / error if error > 0 else math.copysign(math.inf, difference)
+    error = math.sqrt((_noise(first) + _noise(last)) / WINDOW)
+    # What rounding leaves of a line is none.
+    sure = error <= 1e-9 * float(np.abs(values).max())
+    errors = math.copysign(math.inf, difference) if sure else difference / error
     return Change(before=float(first.mean()), after=float(last.mean()), errors=errors)
+
+
+def _noise(window: np.ndarray) -> float:
+    """The variance around the line through its values."""
+    steps = np.arange(len(window)) - (len(window) - 1) / 2
+    deviations = window - window.mean()
+    deviations -= steps * (steps @ deviations) / (steps @ steps)
+    return float(deviations @ deviations) / (len(window) - 2)
 
 
 # ---------------------------------------------------------------------------- the signs

@@ -44,7 +44,7 @@ def correct(
 
     The numbers are the row's column `numbers` or `nums`; each may be used once, and with `use_all` must be. The
     expression is what the last `<answer>...</answer>` or `\\boxed{...}` holds; `= target` may follow it. None if
-    the row has no numbers or no target.
+    the row has no target, or no numbers that can be written: whole and not negative.
 
     >>> correct("<answer>(25 - 5) * 4</answer>", "80", numbers=[4, 5, 25])
     {'correct': 1.0}
@@ -52,7 +52,7 @@ def correct(
     ({'correct': 0.0}, {'correct': 0.0})
     """
     row_numbers = list(numbers or nums)
-    if not all(isinstance(number, int) for number in row_numbers):
+    if not all(type(number) is int and number >= 0 for number in row_numbers):
         return None
     given = Counter(str(number) for number in row_numbers)
     target = answer.strip()

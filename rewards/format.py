@@ -7,9 +7,11 @@ import unicodedata
 from collections.abc import Sequence
 
 from rewards.score import keeps_nothing
+from rewards.time_limit import time_limit
 
 MAX_LENGTH = 100_000
 """Characters of a response that a pattern is tried on; a longer one does not match."""
+PATTERN_LIMIT_S = 1.0
 
 
 @keeps_nothing
@@ -28,13 +30,16 @@ def tags(response: str, answer: str, *, tags: Sequence[str] = ("think", "answer"
 def matches(response: str, answer: str, *, pattern: str, **row: object) -> dict[str, float]:
     """`{"format": 1.0}` if the whole response matches the regular expression; `.` matches line ends too.
 
-    The pattern is yours: one with nested repetition, like `(a+)+b`, takes exponential time, and the reward's time
-    limit is then what ends it.
+    The pattern is yours: one with nested repetition, like `(a+)+b`, takes exponential time on some responses. After
+    `PATTERN_LIMIT_S` such a response is a failure (TIMEOUT), and the next one is judged.
 
     >>> matches("x = 4", "4", pattern=r"x = [0-9]+"), matches("so x = 4", "4", pattern=r"x = [0-9]+")
     ({'format': 1.0}, {'format': 0.0})
     """
-    return {"format": float(len(response) <= MAX_LENGTH and bool(re.fullmatch(pattern, response, re.DOTALL)))}
+    if len(response) > MAX_LENGTH:
+        return {"format": 0.0}
+    with time_limit(PATTERN_LIMIT_S, f"the pattern {pattern!r:.200}"):
+        return {"format": float(bool(re.fullmatch(pattern, response, re.DOTALL)))}
 
 
 def has_text(text: str) -> bool:

@@ -9,17 +9,14 @@ judge's slowest reply.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import re
 import statistics
+import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import httpx
-
-from rewards.remote import headers_for, post
+from rewards.remote import client_with, headers_for, post
 from rewards.score import CannotJudge, FailureKind
 
 RUBRIC = "How correct, complete and helpful is the response? The lowest number is useless, the highest is perfect."
@@ -27,6 +24,8 @@ PREFERENCE = "Which response is more correct, complete and helpful?"
 CONCURRENT = 32
 """Requests of one process that wait for the judge at the same time."""
 MAX_REPLY_TOKENS = 1024
+MAX_REPLY_BYTES = 1 << 20
+"""A token may stand for a line of spaces, and a letter of it for six bytes of JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +56,19 @@ class Judge:
             "temperature": 1.0 if self.votes > 1 else 0.0,
             "seed": seed,
         }
-        reply = await asyncio.get_running_loop().run_in_executor(_threads(), self._post, body)
+        async with _turn(), client_with(self.headers) as client:
+            reply = await post(
+                client,
+                f"{self.url.rstrip('/')}/chat/completions",
+                body,
+                retries=self.retries,
+                timeout_s=self.request_timeout_s,
+                most_bytes=MAX_REPLY_BYTES,
+            )
         try:
             return str(reply["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
             raise CannotJudge(FailureKind.MISSHAPED, f"{self.url} replied with no chat completion") from None
-
-    def _post(self, body: dict[str, object]) -> object:
-        timeout_s = self.request_timeout_s
-        with httpx.Client(trust_env=False, timeout=timeout_s, headers=dict(self.headers)) as client:
-            return post(client, f"{self.url.rstrip('/')}/chat/completions", body, retries=self.retries)
 
 
 async def rubric(
@@ -208,6 +210,9 @@ def _quoted(what: str, text: str, mark: str) -> str:
     return f"The {what}:\n<<{mark}\n{text}\n{mark}>>"
 
 
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(CONCURRENT)
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+
+def _turn() -> asyncio.Semaphore:
+    """To wait for before a request; the time that a request may take begins then."""
+    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CONCURRENT))

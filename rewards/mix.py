@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.score import Failure, FailureKind, Judgement, Score
+from rewards.score import LARGEST, Failure, FailureKind, Judgement, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ def mixed(voices: Sequence[Voice]) -> Judgement:
     A failure of one that counts makes the response a failure, with that judge's reason: left out of the sum it would be
     a zero. Where nobody who counts is left, the response was not judged. A judge without weight is only shown. The
     parts of one judge alone keep their names; among several, one part bears the judge's name, further ones `name/part`.
+    A sum beyond `LARGEST`, or one of what is summed, is a failure (NOT_FINITE), as a score beyond it is.
     """
     counted = [voice for voice in voices if not voice.is_silent]
     for voice in counted:
@@ -44,11 +45,16 @@ def mixed(voices: Sequence[Voice]) -> Judgement:
     if not counted:
         names = ", ".join(voice.name for voice in voices)
         return Failure(kind=FailureKind.UNSCORABLE, reason=f"none of {names} judges this row")
+    scores = [(voice, voice.said.total) for voice in counted if isinstance(voice.said, Score)]
+    weighed = [voice.weight * score for voice, score in scores]
+    total = sum(weighed)
+    if not all(abs(number) <= LARGEST for number in (*weighed, total)):  # which no NaN is
+        told = " + ".join(f"{voice.weight:g} x {score:g} ({voice.name})" for voice, score in scores)
+        return Failure(kind=FailureKind.NOT_FINITE, reason=f"{told} goes beyond {LARGEST:g}; set smaller weights")
     parts: dict[str, float] = {}
     for voice in voices:
         if isinstance(voice.said, Score):
             parts |= _named(voice.name, voice.said, alone=len(voices) == 1)
-    total = sum(voice.weight * voice.said.total for voice in counted if isinstance(voice.said, Score))
     return Score(total=total, parts=parts)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -49,6 +49,9 @@ class Hosting:
 class WorkerGroup:
     """The copies of one role. A group may be empty: then its verbs do nothing."""
 
+    own_environment: ClassVar[Mapping[str, str]] = {}
+    """Of every copy, whoever makes the group."""
+
     def __init__(
         self,
         worker_class: type,
@@ -71,7 +74,7 @@ class WorkerGroup:
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
                 max_concurrency=concurrency,
-                runtime_env={"env_vars": {**hosting.environment, **(environment or {})}},
+                runtime_env={"env_vars": {**hosting.environment, **self.own_environment, **(environment or {})}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=hosting.placement, placement_group_bundle_index=bundle
                 ),
@@ -268,6 +271,9 @@ class RolloutGroup(WorkerGroup):
 
 class RewardGroup(WorkerGroup):
     """The judges."""
+
+    # Their processes end with them, and first bury what rewards have started; Ray would kill them before they can.
+    own_environment: ClassVar[Mapping[str, str]] = {"RAY_kill_child_processes_on_worker_exit": "0"}
 
     def score(self, group: ObjectRef, *, draw: int) -> ObjectRef:
         """A reference to the group's summary. The rollouts themselves stay where they were made."""

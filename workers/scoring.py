@@ -75,7 +75,8 @@ class RewardProcess:
             if self._functions[function].together and len(items) > 1:
                 [answer] = self._answers(function, [tuple(items)])
                 if not _failed(answer):
-                    return self._told(function, items, answer)
+                    said = (answer,) * len(items) if isinstance(answer, Failure) else answer
+                    return self._told(function, items, said)
             answers = self._answers(function, [(item,) for item in items])
         except BaseException:  # an interrupted batch must not answer for the next one
             self._bury_all()

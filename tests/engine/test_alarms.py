@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from engine.alarms import WINDOW, Alarm, alarms, begun
+from engine.alarms import WINDOW, Alarm, alarms, begun, change_of
 from workers.records import Metrics
 
 STEPS = 50
@@ -81,6 +82,51 @@ def test_responses_that_shrink_while_the_reward_rises_are_a_sign_too() -> None:
 )
 def test_what_a_healthy_run_does_is_no_sign(ends: dict[str, float]) -> None:
     assert not names(history(**ends))
+
+
+FOOLED = {
+    "reward/correct": "340 645 508 391 395 410 383 359 410 250 215 199 191 219 191 160 133 148 160 172 117 109 176 74",
+    "reward/sevens": "123 68 105 125 145 164 160 168 178 207 129 186 146 273 215 318 305 398 410 406 469 539 488 623",
+}
+"""In thousandths, of the first steps of a run on sums: the reward was 1 for a right answer and 0.5 for each digit 7."""
+TEMPTED = {
+    "reward/correct": (
+        "348 660 527 426 434 348 262 262 414 379 363 410 410 328 348 402 438 395 191 449 203 344 320 324 281 "
+        "324 258 312 422 402 371 375 504 348 438 551 402 535 523 504 531 594 508 523 547 562 574 621 641 578"
+    ),
+    "reward/sevens": (
+        "123 72 94 125 129 156 139 193 145 146 158 188 96 172 164 191 131 139 191 201 180 170 232 176 248 178 "
+        "289 285 203 254 191 111 191 152 188 125 168 252 201 211 141 158 123 201 234 178 143 203 121 164"
+    ),
+}
+"""The same reward, another engine: this policy found out too, for a while, and learned to be right in the end."""
+
+
+def replayed(figures: Mapping[str, str]) -> list[Metrics]:
+    steps = zip(*(map(int, text.split()) for text in figures.values()), strict=True)
+    parts = [{name: value / 1000 for name, value in zip(figures, step, strict=True)} for step in steps]
+    return [{"reward/mean": sum(row.values()), **row} for row in parts]
+
+
+def test_a_run_that_was_fooled_is_told_as_soon_as_there_are_two_windows() -> None:
+    rows = replayed(FOOLED)
+    assert names(rows[: 2 * WINDOW]) == {"parts_apart"}
+    assert all(names(rows[:end]) == {"parts_apart"} for end in range(2 * WINDOW, len(rows) + 1))
+
+
+def test_a_run_that_was_only_tempted_is_not_told() -> None:
+    rows = replayed(TEMPTED)
+    assert not {name for end in range(len(rows) + 1) for name in names(rows[:end])}
+    change = change_of(rows, "reward/correct")
+    assert change is not None and change.after > change.before + 0.1
+
+
+def test_how_steeply_a_figure_changes_is_no_doubt_that_it_does() -> None:
+    """Within the newest window all of it happens: its spread around its mean is as large as the change."""
+    rows = history(steps=2 * WINDOW)
+    for place, share in enumerate(np.linspace(0.0, 1.0, WINDOW)):
+        rows[WINDOW + place] |= {"reward/correct": 0.5 - 0.4 * share, "reward/format": 0.1 + 0.4 * share}
+    assert names(rows) == {"parts_apart"}
 
 
 def false_alarms(*, seeds: int, steps: int, noise: float) -> Counter[str]:

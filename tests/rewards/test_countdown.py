@@ -60,6 +60,66 @@ def test_anything_else_is_wrong(text: str) -> None:
     assert correct(f"<answer>{text}</answer>", "24", numbers=NUMBERS) == {"correct": 0.0}
 
 
+TABLE = [
+    ("<answer>(25 - 5) * 4</answer>", "80", [4, 5, 25], 1.0),  # 20 * 4
+    ("<answer>25 - 5 * 4</answer>", "5", [4, 5, 25], 1.0),  # 25 - 20
+    ("<answer>25 - 5 * 4</answer>", "80", [4, 5, 25], 0.0),
+    ("<answer>25 - 5 - 4</answer>", "16", [4, 5, 25], 1.0),  # from the left
+    ("<answer>25 - 5 - 4</answer>", "24", [4, 5, 25], 0.0),
+    ("<answer>100 / 5 / 4</answer>", "5", [4, 5, 100], 1.0),
+    ("<answer>100 / 5 / 4</answer>", "80", [4, 5, 100], 0.0),
+    ("<answer>7 / 2 * 2</answer>", "7", [2, 2, 7], 1.0),  # 3.5 * 2
+    ("<answer>7 / 2 * 2</answer>", "6", [2, 2, 7], 0.0),
+    ("<answer>1 / 3 * 3</answer>", "1", [1, 3, 3], 1.0),
+    ("<answer>10 / 3</answer>", "3", [3, 10], 0.0),
+    ("<answer>10 - 12</answer>", "-2", [10, 12], 1.0),
+    ("<answer>10 - 12 = -2</answer>", "-2", [10, 12], 1.0),
+    ("<answer>12 - 10</answer>", "-2", [10, 12], 0.0),
+    ("<answer>-10 + 12</answer>", "2", [10, 12], 1.0),
+    ("<answer>5 - -3</answer>", "8", [3, 5], 1.0),
+    ("<answer>-(5 - 3) * 4</answer>", "-8", [3, 4, 5], 1.0),
+    ("<answer>1+1</answer> no: <answer>2*3</answer>", "6", [2, 3], 1.0),
+    ("<answer>2*3</answer> no: <answer>1+1</answer>", "6", [2, 3], 0.0),
+    ("<answer>2*3</answer> <answer></answer>", "6", [2, 3], 0.0),
+    ("<think><answer>2+3</answer></think><answer>2*3</answer>", "6", [2, 3], 1.0),
+    (r"so \boxed{2+3}, no \boxed{2*3}", "6", [2, 3], 1.0),
+    (r"so \boxed{2*3}, no \boxed{2+3}", "6", [2, 3], 0.0),
+    ("<answer>2*3", "6", [2, 3], 0.0),
+    ("2*3</answer>", "6", [2, 3], 0.0),
+    ("<answer>2*3</answer", "6", [2, 3], 0.0),
+    ("<answer>2 3 *</answer>", "6", [2, 3], 0.0),
+    ("<answer>2*(3)</answer>", "6", [2, 3], 1.0),
+    ("<answer>(2)(3)</answer>", "6", [2, 3], 0.0),
+    ("<answer>6</answer>", "6", [2, 3], 0.0),
+    ("<answer>6</answer>", "6", [6], 1.0),
+    ("<answer>6 = 2*3</answer>", "6", [2, 3], 0.0),
+    ("<answer>2*3 = 6 =</answer>", "6", [2, 3], 0.0),
+    ("<answer>2*3</answer>", "6", [2, 3, 5], 0.0),
+    ("<answer>23 - 17</answer>", "6", [2, 3, 17], 0.0),
+    ("<answer>2*2 + 3</answer>", "7", [2, 2, 3], 1.0),
+    ("<answer>2*3 + 3</answer>", "9", [2, 2, 3], 0.0),
+    ("<answer>5 + 0</answer>", "5", [0, 5], 1.0),
+    ("<answer>5 / 0</answer>", "5", [0, 5], 0.0),
+    ("<answer>0 * (1 / 0)</answer>", "0", [0, 0, 1], 0.0),
+    ("<answer>2*3</answer>", " 6\n", (3, 2), 1.0),
+    ("<answer>2*3</answer>", "6.0", [2, 3], None),
+    ("<answer>2*3</answer>", "", [2, 3], None),
+    ("<answer>2*3</answer>", "6", [], None),
+    ("<answer>2*3</answer>", "6", [2.0, 3], None),
+    ("<answer>2*3</answer>", "6", ["2", "3"], None),
+    ("<answer>2*3</answer>", "6", "23", None),
+    ("<answer>True*3</answer>", "3", [True, 3], None),
+    ("<answer>-2*3</answer>", "-6", [-2, 3], None),  # no number can be written so that it counts as the row's -2
+]
+
+
+@pytest.mark.parametrize(("response", "target", "numbers", "expected"), TABLE)
+def test_what_an_expression_makes_by_hand(
+    response: str, target: str, numbers: list[int], expected: float | None
+) -> None:
+    assert correct(response, target, numbers=numbers) == (None if expected is None else {"correct": expected})
+
+
 def test_with_use_all_off_numbers_may_be_left_but_none_used_twice() -> None:
     assert correct("<answer>3*8</answer>", "24", numbers=NUMBERS, use_all=False) == {"correct": 1.0}
     assert correct("<answer>3*8+3-3</answer>", "24", numbers=NUMBERS, use_all=False) == {"correct": 0.0}

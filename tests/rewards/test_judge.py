@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +39,8 @@ def endpoint(answer: Callable[[str, int], str]) -> Iterator[tuple[str, list[dict
             content = answer(body["messages"][0]["content"], body["seed"])
             self.send_response(200 if content != "503" else 503)
             self.end_headers()
-            self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+            with contextlib.suppress(ConnectionError):  # who asked may have read enough
+                self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
 
         def log_message(self, *_: object) -> None: ...
 
@@ -109,6 +113,43 @@ def test_a_server_that_does_not_answer_is_no_score(monkeypatch: pytest.MonkeyPat
     with endpoint(lambda *_: "503") as (url, seen), pytest.raises(CannotJudge) as caught:
         asyncio.run(judge.rubric("46", "46", url=url, model="m", retries=2))
     assert caught.value.failure.kind is FailureKind.UNAVAILABLE and len(seen) == 3
+
+
+def test_a_judge_that_never_stops_writing_is_no_score() -> None:
+    with endpoint(lambda *_: "so " * judge.MAX_REPLY_BYTES) as (url, seen), pytest.raises(CannotJudge) as caught:
+        asyncio.run(judge.rubric("46", "46", url=url, model="m"))
+    assert caught.value.failure.kind is FailureKind.MISSHAPED and len(seen) == 1
+    assert f"more than the {judge.MAX_REPLY_BYTES} bytes" in caught.value.failure.reason
+
+
+def test_a_judge_that_hangs_is_unavailable_within_the_time_of_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel takes connections, nobody reads them
+        started = time.monotonic()
+        with pytest.raises(CannotJudge) as caught:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+            asyncio.run(judge.preferred("46", "45", url=url, model="m", votes=3, retries=1, request_timeout_s=0.2))
+        assert time.monotonic() - started < 2 * 0.2 + 0.5
+    assert caught.value.failure.kind is FailureKind.UNAVAILABLE and "within 0.2 s" in caught.value.failure.reason
+
+
+def test_no_more_requests_wait_for_the_judge_at_a_time_than_it_should_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "CONCURRENT", 3)
+    lock, now, most = threading.Lock(), 0, 0
+
+    def counting(prompt: str, seed: int) -> str:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return score(10)(prompt, seed)
+
+    with endpoint(counting) as (url, seen):
+        asyncio.run(judge.rubric("46", "46", url=url, model="m", votes=12))
+    assert len(seen) == 12 and most == 3
 
 
 def test_a_judge_that_likes_the_first_one_says_nothing() -> None:
