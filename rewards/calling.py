@@ -74,8 +74,7 @@ class BoundReward:
     def _given(self, items: Sequence[Item]) -> dict[str, object]:
         given = self._way.given(items)
         own = {name: given[name] for name in self._way.brings}
-        declared = {name: value for name, value in self._way.declared.items() if name in self._named}
-        given = {**self._offered(items), **given, **declared, **self.spec.arguments, **own}
+        given = {**self._offered(items), **given, **self.spec.arguments, **own}
         if self._parameters is not None:
             given = {name: value for name, value in given.items() if name in self._parameters}
         return given

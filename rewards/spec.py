@@ -19,7 +19,7 @@ class Convention(Enum):
     BATCH = "batch"
     """`f(responses, answers, **columns)`: lists, for all responses to a prompt at once."""
     TRL = "trl"
-    """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
+    """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`. What it logs is not kept."""
     VERL = "verl"
     """`compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": ...}`."""
     VERL_BATCH = "verl_batch"
@@ -27,7 +27,8 @@ class Convention(Enum):
     EASYR1 = "easyr1"
     """`compute_score(reward_inputs) -> [{"overall": ..., ...}]`, or of one `reward_input`."""
     OPENRLHF = "openrlhf"
-    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`."""
+    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`. A query ends with the
+    response's text, without an end token."""
 
 
 class Isolation(Enum):
