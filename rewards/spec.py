@@ -27,8 +27,8 @@ class Convention(Enum):
     EASYR1 = "easyr1"
     """`compute_score(reward_inputs) -> [{"overall": ..., ...}]`, or of one `reward_input`."""
     OPENRLHF = "openrlhf"
-    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`. A query ends with the
-    response's text, without an end token."""
+    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`. A query ends with
+    the response's text, without an end token."""
 
 
 class Isolation(Enum):

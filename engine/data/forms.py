@@ -186,9 +186,8 @@ def layout_of(rows: Sequence[FileRow], kind: RowKind, format: Format, columns: C
 
 
 def _forms(kind: RowKind, format: Format, where: str) -> tuple[Form, ...]:
-    forms = tuple(
-        form for form in FORMS[kind] if form.format is format or (format is Format.AUTO and not form.only_named)
-    )
+    seen = tuple(form for form in FORMS[kind] if not form.only_named)
+    forms = seen if format is Format.AUTO else tuple(form for form in FORMS[kind] if form.format is format)
     if forms or kind is RowKind.DOCUMENTS:  # a text without turns has one form
         return forms or FORMS[kind]
     formats = ", ".join(dict.fromkeys(form.format.value for form in FORMS[kind]))

@@ -196,9 +196,11 @@ def compute_score(reward_input):
 TRL_TEXT = """
 import re
 def reward_func(completions, ground_truth, log_extra=None, log_metric=None, **kwargs):
-    saw({"completions": completions, "ground_truth": ground_truth, **kwargs, "trainer_state": "trainer_state" in kwargs})
+    known = "trainer_state" in kwargs
+    saw({"completions": completions, "ground_truth": ground_truth, **kwargs, "trainer_state": known})
     extracted = [re.search(r"\\d+", completion) for completion in completions]
-    rewards = [None if found is None else 1.0 * (int(found[0]) == truth) for found, truth in zip(extracted, ground_truth)]
+    pairs = zip(extracted, ground_truth)
+    rewards = [None if found is None else 1.0 * (int(found[0]) == truth) for found, truth in pairs]
     if log_extra:
         log_extra("golden_answer", list(ground_truth))
     if log_metric:
