@@ -24,6 +24,7 @@ from rewards.item import Item
 from rewards.load import RewardError, check_columns
 from rewards.score import Judgement, Score
 from rewards.spec import Convention
+from workers.canary import FOREIGN
 from workers.config import RewardConfig
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
@@ -55,10 +56,22 @@ def _judge(config: RewardConfig, items: Sequence[Item]) -> int:
         begun = time.perf_counter()
         judgements = pool.judge(0, items).result()
         taken_ms = (time.perf_counter() - begun) * 1000 / len(items)
+        print(f"{config.function} is called as {called(config.convention, pool.convention(0))}")
     for item, judgement in zip(items, judgements, strict=True):
         print(f"{item.response!r:.60}: {told(judgement)}")
     print(f"{taken_ms:.1f} ms a response")
     return 0 if all(isinstance(judgement, Score) for judgement in judgements) else 1
+
+
+def called(named: Convention, convention: Convention) -> str:
+    """
+    >>> called(Convention.AUTO, Convention.VERL), called(Convention.VERL, Convention.VERL)
+    ('verl does it, by the names of its parameters (--convention decides it)', 'verl does it')
+    """
+    if convention not in FOREIGN:
+        return f"{convention.value}"
+    seen = ", by the names of its parameters (--convention decides it)" if named is Convention.AUTO else ""
+    return f"{convention.value} does it{seen}"
 
 
 def told(judgement: Judgement) -> str:

@@ -163,7 +163,12 @@ def _described(reward: BoundReward) -> dict[str, object]:
     with contextlib.suppress(TypeError, OSError):  # of a callable object, or a function without a source
         function = inspect.unwrap(reward.function)
         place = f"{inspect.getfile(function)}:{function.__code__.co_firstlineno}"
-    return {"isolation": reward.isolation.value, "together": reward.judges_together, "place": place}
+    return {
+        "convention": reward.convention.value,
+        "isolation": reward.isolation.value,
+        "together": reward.judges_together,
+        "place": place,
+    }
 
 
 def _limit_memory(limits: Limits) -> None:

@@ -135,7 +135,7 @@ FORMS: Mapping[RowKind, tuple[Form, ...]] = {
         _form(Format.ROWS, _ASKED, prompt="prompt question instruction messages", answer="answer ground_truth"),
         _form(Format.ROWS, _ASKED, prompt="prompt question instruction messages", answer="solution"),
         _form(Format.OPENRLHF, _ASKED, prompt="input", answer="label answer"),
-        _form(Format.OPENRLHF, _ASKED, only_named=True, prompt="input"),
+        _form(Format.OPENRLHF, _ASKED | {"answer": ("label",)}, only_named=True, prompt="input"),
         _form(Format.TRL, _ASKED | {"answer": ("answer",)}, only_named=True, prompt="prompt"),
     ),
     RowKind.DOCUMENTS: (_form(Format.TEXT, _ID, text="text content"),),

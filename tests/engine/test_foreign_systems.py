@@ -11,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -19,10 +18,12 @@ from pyarrow import parquet
 from engine.config import Config, load_config
 from engine.data.base import DataError
 from engine.tasks import OnlineTask, prepare_online
+from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Judgement, Score
-from workers.records import GeneratedGroup, Prompt, Rollout, Span, Stop
-from workers.reward_worker import RewardWorker
+from workers.records import Prompt
+from workers.reward_pool import RewardPool
+from workers.reward_worker import limits_of
 
 SPY = """
 import pathlib
@@ -55,12 +56,10 @@ def write(folder: Path, *rows: dict[str, Any]) -> str:
 
 
 def judged(config: Config, task: OnlineTask, prompt: Prompt, *texts: str) -> tuple[Judgement, ...]:
-    """Responses to one prompt, judged as in a run: by a reward worker, in its pool."""
-    rollouts = tuple(_rollout(prompt, sample, text) for sample, text in enumerate(texts))
-    with closing(RewardWorker(task.rewards, task.canaries, config.reward)) as worker:
-        (folder_of(config) / "saw.txt").unlink()  # what the canary was given
-        group, _ = worker.score(GeneratedGroup(rollouts=rollouts, greedy=None, prompt_text="<user>6*7=<assistant>"))
-    return tuple(scored.judgement for scored in group.rollouts)
+    """Responses to one prompt, judged by the processes of a reward worker."""
+    (folder_of(config) / "saw.txt").unlink()  # what the canary was given
+    with closing(RewardPool(task.rewards, limits_of(config.reward), processes=1)) as pool:
+        return pool.judge(0, [_item(prompt, text) for text in texts]).result()
 
 
 def folder_of(config: Config) -> Path:
@@ -72,17 +71,16 @@ def seen(config: Config) -> list[Any]:
     return [ast.literal_eval(line) for line in (folder_of(config) / "saw.txt").read_text().splitlines()]
 
 
-def _rollout(prompt: Prompt, sample: int, text: str) -> Rollout:
-    size = len(text) + 1  # and an end token
-    return Rollout(
-        prompt=prompt,
-        draw=0,
-        sample=sample,
-        text=text,
-        token_ids=np.arange(size, dtype=np.int32),
-        logprobs=np.zeros(size, dtype=np.float32),
-        spans=(Span(start=0, end=size, sampled=True, version=0),),
-        stop=Stop.END,
+def _item(prompt: Prompt, text: str) -> Item:
+    return Item(
+        id=prompt.id,
+        response=text,
+        answer=prompt.answer,
+        prompt="<user>6*7=<assistant>",
+        messages=tuple({"role": message.role, "content": message.content} for message in prompt.messages),
+        from_text=prompt.from_text,
+        token_ids=tuple(range(len(text) + 1)),  # and an end token
+        row=prompt.row,
     )
 
 

@@ -13,6 +13,7 @@ from engine.judging import reward_specs
 from engine.tasks import prepare_online
 from rewards.load import RewardError
 from rewards.spec import Convention, Isolation
+from workers.canary import HOW_TO_NAME
 
 ROWS = [
     {"prompt": "1+1=", "answer": "2", "data_source": "sums"},
@@ -50,10 +51,24 @@ def test_each_is_tried_on_the_first_row_that_it_judges_and_what_it_gave_is_told(
     task = prepare_online(config_of(tmp_path, text, *maths))
     told = [remark for remark in task.remarks if remark.startswith("reward ")]
     assert told == [
-        f"reward {tmp_path / 'mine.py'}:f: an empty response scores 0, the first answer 1",
-        "reward rewards.math:correct: an empty response scores 0, the first answer 0",
+        f"reward {tmp_path / 'mine.py'}:f (native): an empty response scores 0, the first answer 1",
+        "reward rewards.math:correct (native): an empty response scores 0, the first answer 0",
     ]
     assert [canary.empty.row["data_source"] for canary in task.canaries] == ["sums", "math"]
+
+
+def test_whose_convention_a_function_follows_is_told_and_once_that_it_was_seen(tmp_path: Path) -> None:
+    text = """
+def f(solution_str, ground_truth): return 1.0 * (solution_str == ground_truth)
+def g(completions, **kwargs): return [len(one) for one in completions]
+"""
+    more = [f"reward.functions.g.function={tmp_path / 'mine.py'}:g"]
+    *_, verl, trl, hint = prepare_online(config_of(tmp_path, text, *more)).remarks
+    assert verl == f"reward {tmp_path / 'mine.py'}:f (verl): an empty response scores 0, the first answer 1"
+    assert ":g (trl): an empty response scores 0, the first answer 1" in trl
+    assert hint == HOW_TO_NAME and "reward.convention=" in hint
+    named = ["reward.convention=verl", *more, "reward.functions.g.convention=trl"]
+    assert HOW_TO_NAME not in prepare_online(config_of(tmp_path, text, *named)).remarks
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_the_page_s_trial_prints_what_the_page_says() -> None:
         [sys.executable, *shlex.split(trial)[1:]], cwd=ROOT, capture_output=True, text=True, check=True
     )
     *said, took = done.stdout.splitlines()
-    assert took.endswith(" ms a response") and len(said) == 3
+    assert took.endswith(" ms a response") and len(said) == 4
     assert all(f"    {line}\n" in PAGE for line in said)
 
 
@@ -32,7 +32,7 @@ def test_the_page_s_run_composes_and_its_reward_is_tried(monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     _, run = COMMANDS
     task = prepare_online(load_config(shlex.split(run)[3:]))
-    told = "reward examples/own_reward/my_reward.py:correct: an empty response scores 0, the first answer 1.2"
+    told = "reward examples/own_reward/my_reward.py:correct (native): an empty response scores 0, the first answer 1.2"
     assert told in task.remarks
 
 
@@ -42,9 +42,13 @@ def test_what_cannot_be_judged_is_told_with_its_reason(tmp_path: Path, capsys: p
     trial = [f"{file}:f", "--response", "a", "--response", "c", "--row", '{"level": 3}']
     assert main(trial) == 1
     out = capsys.readouterr().out
+    assert f"{file}:f is called as native\n" in out
     assert "'a': score 1   f 1\n" in out and "'c': no score (exception)" in out and "KeyError: 'c'" in out
     assert main([f"{file}:f", "--response", "b", "--row", '{"level": 3}']) == 0
     assert "score 3" in capsys.readouterr().out
+    file.write_text("def f(reward_input):\n    return {'overall': reward_input['response_length']}\n")
+    assert main([f"{file}:f", "--response", "b"]) == 0
+    assert f"{file}:f is called as easyr1 does it, by the names of its parameters" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
