@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 from engine.data.base import DataError
 from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import build_reward, read_reward
+from rewards.load import RewardError, build_reward, read_reward
 from rewards.score import ANSWER_CHECK
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
@@ -28,7 +29,32 @@ def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
         isolation=reward.isolation,
     )
     named = ({"": alone} if reward.function else {}) | reward.functions
+    for name, config in named.items():
+        _check_plain(config.arguments, f"reward.functions.{name}.arguments" if name else "reward.arguments")
     return tuple(_spec(name, config) for name, config in named.items())
+
+
+def _check_plain(arguments: Mapping[str, Any], where: str) -> None:
+    """What goes to other processes and into the run's files. Raises RewardError for what is lost there, or changes."""
+    for name, value in arguments.items():
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise RewardError(f"{where} has {name!r}, which no parameter can be called; rename it")
+        strange = _strange(value)
+        if strange:
+            raise RewardError(
+                f"{where}.{name} is {clipped(value)}, with a {type(strange[0]).__name__} in it: an argument is a text, "
+                "a number, true, false, null, or a list or mapping of these; write it so, and let the function read it"
+            )
+
+
+def _strange(value: object) -> list[object]:
+    """What of a value is not plain."""
+    if isinstance(value, list | tuple):
+        return [strange for own in value for strange in _strange(own)]
+    if isinstance(value, Mapping):
+        keys = [key for key in value if not isinstance(key, str | int | float)]
+        return [*keys, *(strange for own in value.values() for strange in _strange(own))]
+    return [] if value is None or type(value) in (str, bool, int, float) else [value]
 
 
 def _spec(name: str, config: FunctionConfig) -> RewardSpec:

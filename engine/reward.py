@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-import yaml
-
+from engine.config import load_config
+from engine.config_error import ConfigError
 from engine.judging import reward_specs
 from rewards.item import Item
 from rewards.load import RewardError, check_columns
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
         config = RewardConfig(
             function=given.function,
             convention=Convention(given.convention),
-            arguments=dict(_argument(text) for text in given.argument),
+            arguments=_arguments(given.argument),
             timeout_s=given.timeout_s,
         )
         items = [_item(number, text, given) for number, text in enumerate(given.response)]
         return _judge(config, items)
-    except RewardError as mistake:
+    except (RewardError, ConfigError) as mistake:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
 
@@ -109,11 +109,13 @@ def _row(text: str) -> dict[str, object]:
     return row
 
 
-def _argument(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise RewardError(f"--argument is {text!r}; write name=value, as reward.arguments.name=value in a run")
-    return name, yaml.safe_load(value)
+def _arguments(texts: Sequence[str]) -> dict[str, object]:
+    """Read as a run reads its settings."""
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RewardError(f"--argument is {text!r}; write name=value, as reward.arguments.name=value in a run")
+    return load_config([f"reward.arguments.{text}" for text in texts]).reward.arguments if texts else {}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.tasks import prepare_online
 from rewards.load import RewardError
 from rewards.spec import Convention, Isolation
 from workers.canary import HOW_TO_NAME
+from workers.config import FunctionConfig, RewardConfig
 
 ROWS = [
     {"prompt": "1+1=", "answer": "2", "data_source": "sums"},
@@ -69,6 +71,29 @@ def g(completions, **kwargs): return [len(one) for one in completions]
     assert hint == HOW_TO_NAME and "reward.convention=" in hint
     named = ["reward.convention=verl", *more, "reward.functions.g.convention=trl"]
     assert HOW_TO_NAME not in prepare_online(config_of(tmp_path, text, *named)).remarks
+
+
+def day() -> datetime.date:
+    return datetime.date(2026, 11, 25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"day": day()}, r"reward\.arguments\.day is datetime\.date\(2026, 11, 25\), with a date in it"),
+        ({"table": {"a": [1, {"b": {1, 2}}]}}, r"reward\.arguments\.table is .*, with a set in it"),
+        ({"table": {(1, 2): "a"}}, "with a tuple in it"),
+        ({"near miss": 1}, "has 'near miss', which no parameter can be called"),
+    ],
+)
+def test_arguments_are_plain_values(tmp_path: Path, arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(RewardError, match=said):
+        reward_specs(RewardConfig(function="rewards.number:exact", arguments=arguments))
+    further = {"tidy": FunctionConfig(function="rewards.number:exact", arguments=arguments)}
+    with pytest.raises(RewardError, match=said.replace("reward\\.arguments", "reward\\.functions\\.tidy\\.arguments")):
+        reward_specs(RewardConfig(functions=further))
+    plain = {"a": [1, 2.5, None, {"b": True, 3: "c"}], "d": float("inf"), "e": ()}
+    assert reward_specs(RewardConfig(function="rewards.number:exact", arguments=plain))[0].arguments == plain
 
 
 @pytest.mark.parametrize(

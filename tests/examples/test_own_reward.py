@@ -36,6 +36,15 @@ def test_the_page_s_run_composes_and_its_reward_is_tried(monkeypatch: pytest.Mon
     assert told in task.remarks
 
 
+def test_arguments_are_read_as_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def f(response, answer, *, given):\n    return float(given == eval(response))\n")
+    for typed, meant in (("2020-01-01", "'2020-01-01'"), ("0x10", "'0x10'"), ("[1,{a:null}]", "[1, {'a': None}]")):
+        assert load_config([f"reward.arguments.given={typed}"]).reward.arguments == {"given": eval(meant)}
+        assert main([f"{file}:f", "--response", meant, "--argument", f"given={typed}"]) == 0
+        assert "score 1 " in capsys.readouterr().out
+
+
 def test_what_cannot_be_judged_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def f(response, answer, level):\n    return {'a': 1, 'b': level}[response]\n")
@@ -56,6 +65,7 @@ def test_what_cannot_be_judged_is_told_with_its_reason(tmp_path: Path, capsys: p
     [
         (("--row", "level=3"), "--row is 'level=3', which is no JSON"),
         (("--argument", "bonus"), "--argument is 'bonus'; write name=value"),
+        (("--argument", "bonus=[1"), "`reward.arguments.bonus=[1` is not an override"),
     ],
 )
 def test_mistakes_are_explained(more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
