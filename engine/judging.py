@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from engine.data.base import DataError
+from engine.data.base import BadRow, RowError
 from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import RewardError, build_reward, read_reward
+from rewards.load import RewardError, build_reward, listed, nearest, read_reward
 from rewards.score import ANSWER_CHECK
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
@@ -17,6 +17,8 @@ from workers.config import FunctionConfig, RewardConfig
 from workers.records import Prompt
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
+
+ANSWER = "answer"
 
 
 def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
@@ -102,26 +104,39 @@ class AnswerCheck:
         self._checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in own}
 
     def __call__(self, prompt: Prompt) -> Prompt:
-        """The prompt itself. Raises DataError."""
+        """The prompt itself. Raises RowError."""
         judges = [spec for spec in self._specs if spec.judges(prompt.row)]
         if not judges and not self._has_model:
-            raise DataError(
-                f"{ROUTING_COLUMN} is {clipped(prompt.row.get(ROUTING_COLUMN))}, and no reward function judges it.",
-                where=prompt.id,
-                advice="Name it in a function's data_sources, or leave the row out.",
-                kind=f"a {ROUTING_COLUMN} that no function judges",
-            )
+            raise _of_no_function(prompt, self._specs)
         for spec in judges:
             check = self._checks.get(spec.name)
             wrong = check(prompt.answer) if check else None
             if wrong:
-                raise DataError(
-                    f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}.",
-                    where=prompt.id,
-                    advice="Mend the answer, or leave the row out.",
-                    kind=f"an answer that {spec.source.spec} cannot read",
-                )
+                kind = f"an answer that {spec.source.spec} cannot read"
+                problem = f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}."
+                raise _bad(prompt, kind, problem, column=ANSWER, value=prompt.answer, advice="Mend the answer")
         return prompt
+
+
+def _of_no_function(prompt: Prompt, specs: Sequence[RewardSpec]) -> RowError:
+    value = prompt.row.get(ROUTING_COLUMN)
+    sources = sorted({source for spec in specs for source in spec.data_sources})
+    near = nearest(str(value), frozenset(sources))
+    return _bad(
+        prompt,
+        f"a {ROUTING_COLUMN} that no reward function judges",
+        f"{ROUTING_COLUMN} is {clipped(value)}, and no reward function judges it; they judge {listed(sources)}{near}.",
+        column=ROUTING_COLUMN,
+        value=value,
+        advice="Name it in a function's data_sources",
+    )
+
+
+def _bad(prompt: Prompt, kind: str, problem: str, *, column: str, value: object, advice: str) -> RowError:
+    bad = BadRow(
+        id=prompt.id, where=prompt.id, kind=kind, column=column, value=clipped(value), nearest="", problem=problem
+    )
+    return RowError(bad, advice=f"{advice}, or leave the row out.")
 
 
 def _item(prompt: Prompt, response: str) -> Item:

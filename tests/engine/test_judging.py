@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from engine.config import Config, load_config
-from engine.data.base import DataError
+from engine.data.base import DataError, RowKind
 from engine.judging import reward_specs
 from engine.tasks import prepare_online
 from rewards.load import RewardError
@@ -130,3 +131,72 @@ def test_rows_that_nobody_judges_or_whose_answer_nobody_can_read_are_bad_rows(tm
         tmp_path, "", "reward.function=", *maths, *sums, "data.bad_rows=skip", "data.max_bad_share=0.5", rows=rows
     )
     assert [prompt.answer for prompt in prepare_online(skipped).prompts] == ["2", "1/2"]
+
+
+PER_KIND, GOOD = 40, 880
+"""Of each of three kinds of bad rows, among 1,000."""
+JUDGES = (
+    "reward.functions.maths.function=rewards.math:correct",
+    "reward.functions.maths.data_sources=[math]",
+    "reward.functions.gsm.function=rewards.gsm8k:correct",
+    "reward.functions.gsm.data_sources=[gsm8k]",
+)
+
+
+def a_thousand_rows() -> tuple[list[dict[str, object]], dict[str, tuple[str, str]]]:
+    """Rows in an order by chance, and of each bad one, by its id, what is wrong and in which column."""
+    good = [
+        {"answer": r"\\frac{1}{2}", "data_source": "math"},
+        {"answer": "72 / 2 = 36\n#### 36", "data_source": "gsm8k"},
+    ]
+    unread = [{"answer": "the well-known one", "data_source": "gsm8k"}, {"answer": "$$", "data_source": "math"}]
+    rows: list[tuple[dict[str, object], tuple[str, str] | None]] = [(good[n % 2], None) for n in range(GOOD)]
+    for number in range(PER_KIND):
+        rows.append((unread[number % 2], ("cannot read", "answer")))
+        rows.append(
+            ({"answer": "36", "data_source": ["gsm8", "sums", "", None][number % 4]}, ("judges", "data_source"))
+        )
+        rows.append(({"data_source": "math"}, ("missing", "answer")))
+    random.Random(5).shuffle(rows)
+    numbered = [{"prompt": f"{number}?", **row} for number, (row, _) in enumerate(rows)]
+    return numbered, {f"rows-{line}": wrong for line, (_, wrong) in enumerate(rows, start=1) if wrong}
+
+
+def test_of_a_thousand_rows_those_that_cannot_be_judged_are_told_and_no_others(tmp_path: Path) -> None:
+    rows, wrong = a_thousand_rows()
+    skipped = ["data.bad_rows=skip", "data.max_bad_share=0.2"]
+    config = config_of(tmp_path, "", "reward.function=", *JUDGES, *skipped, rows=rows)
+    task = prepare_online(config)
+    bad = config.data.bad(RowKind.QUESTIONS).with_later(task.bad)
+    assert (len(rows), bad.seen, len(bad.found), len(task.prompts)) == (1000, 1000, 3 * PER_KIND, GOOD)
+    found = {one.id: one for one in bad.found}
+    assert found.keys() == wrong.keys()
+    for id, (kind, column) in wrong.items():
+        assert kind in found[id].kind and found[id].column == column, found[id]
+        assert found[id].problem and len(found[id].value) <= 80
+    assert sorted(bad.counted().split("; ")) == [
+        "20 x answer: an answer that rewards.gsm8k:correct cannot read",
+        "20 x answer: an answer that rewards.math:correct cannot read",
+        "40 x answer: it is missing",
+        "40 x data_source: a data_source that no reward function judges",
+    ]
+    # What is trained on is what a file without them gives.
+    clean = config_of(
+        tmp_path,
+        "",
+        "reward.function=",
+        *JUDGES,
+        rows=[row for n, row in enumerate(rows, 1) if f"rows-{n}" not in wrong],
+    )
+    same = prepare_online(clean)
+    assert [(one.token_ids, one.answer, one.row) for one in same.prompts] == [
+        (one.token_ids, one.answer, one.row) for one in task.prompts
+    ]
+
+
+def test_a_data_source_that_nobody_judges_is_told_with_the_nearest_that_is_judged(tmp_path: Path) -> None:
+    rows = [{"prompt": "?", "answer": "36", "data_source": "gsm8"}]
+    with pytest.raises(
+        DataError, match=r"rows-1: data_source is 'gsm8'.*they judge gsm8k, math \(did you mean gsm8k\?\)"
+    ):
+        prepare_online(config_of(tmp_path, "", "reward.function=", *JUDGES, rows=rows))
