@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from engine.data.base import BadRow, RowError
 from engine.data.rows import clipped
 from rewards.item import Item
 from rewards.load import RewardError, build_reward, listed, nearest, read_reward
-from rewards.score import ANSWER_CHECK
+from rewards.score import ANSWER_CHECK, Failure, FailureKind, answers_checked_by
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
 from workers.config import FunctionConfig, RewardConfig
@@ -19,6 +20,8 @@ from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
 
 ANSWER = "answer"
+ANSWERS_AT_ONCE = 256
+"""That a person's check is asked about in one call, which has a response's time."""
 
 
 def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
@@ -70,6 +73,7 @@ def _spec(name: str, config: FunctionConfig) -> RewardSpec:
         data_sources=tuple(config.data_sources),
         abstains=config.abstains,
         isolation=config.isolation,
+        checks_answers=False,
     )
 
 
@@ -77,7 +81,7 @@ def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tupl
     """One for each function that judges a row, of the first row that it judges."""
     first = [next((prompt for prompt in prompts if spec.judges(prompt.row)), None) for spec in specs]
     return tuple(
-        Canary(function=number, empty=_item(prompt, ""), right=_item(prompt, prompt.answer))
+        Canary(function=number, empty=_tried(prompt, ""), right=_tried(prompt, prompt.answer))
         for number, prompt in enumerate(first)
         if prompt is not None
     )
@@ -97,11 +101,15 @@ def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Seq
 class AnswerCheck:
     """Refuses rows that cannot be judged: by no function, or by none that can read their reference answer."""
 
-    def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
+        """`prompts`: all that it will be asked about. Raises RewardError where a person's own check is broken."""
         self._specs, self._has_model = tuple(specs), bool(reward.model)
-        # Only of functions of the house: a person's file is imported in processes that can be killed.
-        own = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
-        self._checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in own}
+        house = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
+        checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in house}
+        # A person's file is imported in processes that can be killed, so its check is asked about all answers at once.
+        others = [spec for spec in specs if spec not in house and _may_check(spec)]
+        said = _said_by_checks(others, reward, prompts)
+        self._checks: dict[str, Callable[[str], str | None] | None] = checks | {name: said[name].get for name in said}
 
     def __call__(self, prompt: Prompt) -> Prompt:
         """The prompt itself. Raises RowError."""
@@ -116,6 +124,42 @@ class AnswerCheck:
                 problem = f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}."
                 raise _bad(prompt, kind, problem, column=ANSWER, value=prompt.answer, advice="Mend the answer")
         return prompt
+
+
+def _may_check(spec: RewardSpec) -> bool:
+    """Whether its file names the decorator that declares a check; of a module, nobody knows without importing it."""
+    texts = (spec.source.text, *spec.source.beside.values())
+    return not spec.source.file or any(answers_checked_by.__name__ in text for text in texts)
+
+
+def _said_by_checks(
+    specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]
+) -> dict[str, dict[str, str]]:
+    """Of each function, by its name, the answers that its own check refuses, with what is wrong with them."""
+    if not specs:
+        return {}
+    checks = [replace(spec, checks_answers=True) for spec in specs]
+    with closing(RewardPool(checks, limits_of(reward), processes=1)) as pool:
+        return {spec.name: _refused(pool, number, spec, prompts) for number, spec in enumerate(checks)}
+
+
+def _refused(pool: RewardPool, number: int, spec: RewardSpec, prompts: Sequence[Prompt]) -> dict[str, str]:
+    first = {prompt.answer: prompt for prompt in reversed(prompts) if spec.judges(prompt.row)}
+    items = [_item(prompt, "", id=prompt.id) for prompt in first.values()]
+    refused: dict[str, str] = {}
+    for start in range(0, len(items), ANSWERS_AT_ONCE):
+        asked = items[start : start + ANSWERS_AT_ONCE]
+        for item, said in zip(asked, pool.judge(number, asked).result(), strict=True):
+            if not isinstance(said, Failure):
+                continue
+            _, _, reason = said.reason.partition(f"response {item.id}: ")
+            if said.kind is not FailureKind.UNREADABLE:
+                raise RewardError(
+                    f"the check of answers of {spec.source.spec} failed ({said.kind.value}) on the answer "
+                    f"{clipped(item.answer)} of {item.id}:\n{reason}"
+                )
+            refused[item.answer] = reason
+    return refused
 
 
 def _of_no_function(prompt: Prompt, specs: Sequence[RewardSpec]) -> RowError:
@@ -139,9 +183,13 @@ def _bad(prompt: Prompt, kind: str, problem: str, *, column: str, value: object,
     return RowError(bad, advice=f"{advice}, or leave the row out.")
 
 
-def _item(prompt: Prompt, response: str) -> Item:
+def _tried(prompt: Prompt, response: str) -> Item:
+    return _item(prompt, response, id=f"{prompt.id}, tried")
+
+
+def _item(prompt: Prompt, response: str, *, id: str) -> Item:
     return Item(
-        id=f"{prompt.id}, tried",
+        id=id,
         response=response,
         answer=prompt.answer,
         prompt="\n".join(message.content for message in prompt.messages),

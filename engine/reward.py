@@ -66,11 +66,11 @@ def _judge(config: RewardConfig, items: Sequence[Item]) -> int:
 def called(named: Convention, convention: Convention) -> str:
     """
     >>> called(Convention.AUTO, Convention.VERL), called(Convention.VERL, Convention.VERL)
-    ('verl does it, by the names of its parameters (--convention decides it)', 'verl does it')
+    ('verl does it, as its parameters say (--convention names another)', 'verl does it')
     """
     if convention not in FOREIGN:
         return f"{convention.value}"
-    seen = ", by the names of its parameters (--convention decides it)" if named is Convention.AUTO else ""
+    seen = ", as its parameters say (--convention names another)" if named is Convention.AUTO else ""
     return f"{convention.value} does it{seen}"
 
 

@@ -69,7 +69,7 @@ class RewardSpec:
 
     Example:
         RewardSpec(name="format", source=RewardSource(...), convention=Convention.AUTO, arguments={"tag": "answer"},
-                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO)
+                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO, checks_answers=False)
     """
 
     name: str
@@ -83,6 +83,8 @@ class RewardSpec:
     abstains: bool
     """Whether None is no say, rather than a response that could not be judged."""
     isolation: Isolation
+    checks_answers: bool
+    """Whether it is not the function that is called, but its own check of reference answers."""
 
     def judges(self, row: Mapping[str, object]) -> bool:
         """Whether it is asked about responses to this row."""

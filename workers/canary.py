@@ -20,7 +20,7 @@ BROKEN = (
 )
 """How a function fails that would fail on other responses, too."""
 FOREIGN = frozenset(Convention) - {Convention.AUTO, Convention.NATIVE, Convention.BATCH}
-HOW_TO_NAME = "whose conventions these are was seen from the functions' parameters; reward.convention=... decides it"
+HOW_TO_NAME = "conventions are seen from the functions' parameters; reward.convention=... names one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import random
 from pathlib import Path
 
@@ -200,3 +201,55 @@ def test_a_data_source_that_nobody_judges_is_told_with_the_nearest_that_is_judge
         DataError, match=r"rows-1: data_source is 'gsm8'.*they judge gsm8k, math \(did you mean gsm8k\?\)"
     ):
         prepare_online(config_of(tmp_path, "", "reward.function=", *JUDGES, rows=rows))
+
+
+CHECKED = """
+import os
+from rewards.score import answers_checked_by
+
+assert os.getpid() != {driver}, "imported where the run is"
+
+def in_metres(answer):
+    {body}
+
+@answers_checked_by(in_metres)
+def f(response, answer): return float(response == answer)
+"""
+METRES = 'return None if answer.endswith(" m") else "it has no unit"'
+LENGTHS = [{"prompt": "?", "answer": answer} for answer in ("1 m", "2 m", "2 cm", "3", "3")]
+
+
+def checked(folder: Path, body: str, *overrides: str) -> Config:
+    return config_of(folder, CHECKED.replace("{body}", body).format(driver=os.getpid()), *overrides, rows=LENGTHS)
+
+
+def test_a_person_s_own_check_of_answers_is_asked_in_a_process_that_can_be_killed(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare_online(checked(tmp_path, METRES))
+    place = f"{tmp_path / 'mine.py'}:f"
+    for line, answer in ((3, "2 cm"), (4, "3"), (5, "3")):
+        assert f"rows-{line}: {place} cannot read the answer '{answer}': it has no unit." in str(caught.value)
+    assert f"3 of 5 rows are bad: 3 x answer: an answer that {place} cannot read" in str(caught.value)
+    skipped = prepare_online(checked(tmp_path, METRES, "data.bad_rows=skip", "data.max_bad_share=0.9"))
+    assert [prompt.answer for prompt in skipped.prompts] == ["1 m", "2 m"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / ('cm' not in answer) and None", "'2 cm' of rows-3:\nTraceback(.|\n)*ZeroDivisionError"),
+        ("while 'cm' in answer: pass", "failed \\(timeout\\) on the answer '2 cm'"),
+        ("return True", "says what is wrong with one, or None, and returned True"),
+    ],
+)
+def test_a_broken_check_of_answers_is_told_with_the_answer_it_broke_on(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(RewardError, match=said):
+        prepare_online(checked(tmp_path, body, "reward.timeout_s=0.5"))
+
+
+def test_the_check_of_a_module_s_function_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = checked(tmp_path, METRES, "reward.function=lengths_of_mine:f")
+    (tmp_path / "mine.py").rename(tmp_path / "lengths_of_mine.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="lengths_of_mine:f cannot read the answer '2 cm': it has no unit"):
+        prepare_online(config)

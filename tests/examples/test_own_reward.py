@@ -57,7 +57,10 @@ def test_what_cannot_be_judged_is_told_with_its_reason(tmp_path: Path, capsys: p
     assert "score 3" in capsys.readouterr().out
     file.write_text("def f(reward_input):\n    return {'overall': reward_input['response_length']}\n")
     assert main([f"{file}:f", "--response", "b"]) == 0
-    assert f"{file}:f is called as easyr1 does it, by the names of its parameters" in capsys.readouterr().out
+    assert (
+        f"{file}:f is called as easyr1 does it, as its parameters say (--convention names another)"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
