@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
-from engine.data.base import DataError
+from engine.data.base import BadRow, RowError
 from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import build_reward, read_reward
-from rewards.score import ANSWER_CHECK
+from rewards.load import RewardError, build_reward, listed, nearest, read_reward
+from rewards.score import ANSWER_CHECK, Failure, FailureKind, answers_checked_by
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
 from workers.config import FunctionConfig, RewardConfig
 from workers.records import Prompt
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
+
+ANSWER = "answer"
+ANSWERS_AT_ONCE = 256
+"""That a person's check is asked about in one call, which has a response's time."""
 
 
 def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
@@ -28,7 +34,32 @@ def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
         isolation=reward.isolation,
     )
     named = ({"": alone} if reward.function else {}) | reward.functions
+    for name, config in named.items():
+        _check_plain(config.arguments, f"reward.functions.{name}.arguments" if name else "reward.arguments")
     return tuple(_spec(name, config) for name, config in named.items())
+
+
+def _check_plain(arguments: Mapping[str, Any], where: str) -> None:
+    """What goes to other processes and into the run's files. Raises RewardError for what is lost there, or changes."""
+    for name, value in arguments.items():
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise RewardError(f"{where} has {name!r}, which no parameter can be called; rename it")
+        strange = _strange(value)
+        if strange:
+            raise RewardError(
+                f"{where}.{name} is {clipped(value)}, with a {type(strange[0]).__name__} in it: an argument is a text, "
+                "a number, true, false, null, or a list or mapping of these; write it so, and let the function read it"
+            )
+
+
+def _strange(value: object) -> list[object]:
+    """What of a value is not plain."""
+    if isinstance(value, list | tuple):
+        return [strange for own in value for strange in _strange(own)]
+    if isinstance(value, Mapping):
+        keys = [key for key in value if not isinstance(key, str | int | float)]
+        return [*keys, *(strange for own in value.values() for strange in _strange(own))]
+    return [] if value is None or type(value) in (str, bool, int, float) else [value]
 
 
 def _spec(name: str, config: FunctionConfig) -> RewardSpec:
@@ -42,6 +73,7 @@ def _spec(name: str, config: FunctionConfig) -> RewardSpec:
         data_sources=tuple(config.data_sources),
         abstains=config.abstains,
         isolation=config.isolation,
+        checks_answers=False,
     )
 
 
@@ -49,7 +81,7 @@ def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tupl
     """One for each function that judges a row, of the first row that it judges."""
     first = [next((prompt for prompt in prompts if spec.judges(prompt.row)), None) for spec in specs]
     return tuple(
-        Canary(function=number, empty=_item(prompt, ""), right=_item(prompt, prompt.answer))
+        Canary(function=number, empty=_tried(prompt, ""), right=_tried(prompt, prompt.answer))
         for number, prompt in enumerate(first)
         if prompt is not None
     )
@@ -69,38 +101,95 @@ def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Seq
 class AnswerCheck:
     """Refuses rows that cannot be judged: by no function, or by none that can read their reference answer."""
 
-    def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
+        """`prompts`: all that it will be asked about. Raises RewardError where a person's own check is broken."""
         self._specs, self._has_model = tuple(specs), bool(reward.model)
-        # Only of functions of the house: a person's file is imported in processes that can be killed.
-        own = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
-        self._checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in own}
+        house = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
+        checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in house}
+        # A person's file is imported in processes that can be killed, so its check is asked about all answers at once.
+        others = [spec for spec in specs if spec not in house and _may_check(spec)]
+        said = _said_by_checks(others, reward, prompts)
+        self._checks: dict[str, Callable[[str], str | None] | None] = checks | {name: said[name].get for name in said}
 
     def __call__(self, prompt: Prompt) -> Prompt:
-        """The prompt itself. Raises DataError."""
+        """The prompt itself. Raises RowError."""
         judges = [spec for spec in self._specs if spec.judges(prompt.row)]
         if not judges and not self._has_model:
-            raise DataError(
-                f"{ROUTING_COLUMN} is {clipped(prompt.row.get(ROUTING_COLUMN))}, and no reward function judges it.",
-                where=prompt.id,
-                advice="Name it in a function's data_sources, or leave the row out.",
-                kind=f"a {ROUTING_COLUMN} that no function judges",
-            )
+            raise _of_no_function(prompt, self._specs)
         for spec in judges:
             check = self._checks.get(spec.name)
             wrong = check(prompt.answer) if check else None
             if wrong:
-                raise DataError(
-                    f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}.",
-                    where=prompt.id,
-                    advice="Mend the answer, or leave the row out.",
-                    kind=f"an answer that {spec.source.spec} cannot read",
-                )
+                kind = f"an answer that {spec.source.spec} cannot read"
+                problem = f"{spec.source.spec} cannot read the answer {clipped(prompt.answer)}: {wrong}."
+                raise _bad(prompt, kind, problem, column=ANSWER, value=prompt.answer, advice="Mend the answer")
         return prompt
 
 
-def _item(prompt: Prompt, response: str) -> Item:
+def _may_check(spec: RewardSpec) -> bool:
+    """Whether its file names the decorator that declares a check; of a module, nobody knows without importing it."""
+    texts = (spec.source.text, *spec.source.beside.values())
+    return not spec.source.file or any(answers_checked_by.__name__ in text for text in texts)
+
+
+def _said_by_checks(
+    specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]
+) -> dict[str, dict[str, str]]:
+    """Of each function, by its name, the answers that its own check refuses, with what is wrong with them."""
+    if not specs:
+        return {}
+    checks = [replace(spec, checks_answers=True) for spec in specs]
+    with closing(RewardPool(checks, limits_of(reward), processes=1)) as pool:
+        return {spec.name: _refused(pool, number, spec, prompts) for number, spec in enumerate(checks)}
+
+
+def _refused(pool: RewardPool, number: int, spec: RewardSpec, prompts: Sequence[Prompt]) -> dict[str, str]:
+    first = {prompt.answer: prompt for prompt in reversed(prompts) if spec.judges(prompt.row)}
+    items = [_item(prompt, "", id=prompt.id) for prompt in first.values()]
+    refused: dict[str, str] = {}
+    for start in range(0, len(items), ANSWERS_AT_ONCE):
+        asked = items[start : start + ANSWERS_AT_ONCE]
+        for item, said in zip(asked, pool.judge(number, asked).result(), strict=True):
+            if not isinstance(said, Failure):
+                continue
+            _, _, reason = said.reason.partition(f"response {item.id}: ")
+            if said.kind is not FailureKind.UNREADABLE:
+                raise RewardError(
+                    f"the check of answers of {spec.source.spec} failed ({said.kind.value}) on the answer "
+                    f"{clipped(item.answer)} of {item.id}:\n{reason}"
+                )
+            refused[item.answer] = reason
+    return refused
+
+
+def _of_no_function(prompt: Prompt, specs: Sequence[RewardSpec]) -> RowError:
+    value = prompt.row.get(ROUTING_COLUMN)
+    sources = sorted({source for spec in specs for source in spec.data_sources})
+    near = nearest(str(value), frozenset(sources))
+    return _bad(
+        prompt,
+        f"a {ROUTING_COLUMN} that no reward function judges",
+        f"{ROUTING_COLUMN} is {clipped(value)}, and no reward function judges it; they judge {listed(sources)}{near}.",
+        column=ROUTING_COLUMN,
+        value=value,
+        advice="Name it in a function's data_sources",
+    )
+
+
+def _bad(prompt: Prompt, kind: str, problem: str, *, column: str, value: object, advice: str) -> RowError:
+    bad = BadRow(
+        id=prompt.id, where=prompt.id, kind=kind, column=column, value=clipped(value), nearest="", problem=problem
+    )
+    return RowError(bad, advice=f"{advice}, or leave the row out.")
+
+
+def _tried(prompt: Prompt, response: str) -> Item:
+    return _item(prompt, response, id=f"{prompt.id}, tried")
+
+
+def _item(prompt: Prompt, response: str, *, id: str) -> Item:
     return Item(
-        id=f"{prompt.id}, tried",
+        id=id,
         response=response,
         answer=prompt.answer,
         prompt="\n".join(message.content for message in prompt.messages),

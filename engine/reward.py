@@ -17,13 +17,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-import yaml
-
+from engine.config import load_config
+from engine.config_error import ConfigError
 from engine.judging import reward_specs
 from rewards.item import Item
 from rewards.load import RewardError, check_columns
 from rewards.score import Judgement, Score
 from rewards.spec import Convention
+from workers.canary import FOREIGN
 from workers.config import RewardConfig
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
@@ -38,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
         config = RewardConfig(
             function=given.function,
             convention=Convention(given.convention),
-            arguments=dict(_argument(text) for text in given.argument),
+            arguments=_arguments(given.argument),
             timeout_s=given.timeout_s,
         )
         items = [_item(number, text, given) for number, text in enumerate(given.response)]
         return _judge(config, items)
-    except RewardError as mistake:
+    except (RewardError, ConfigError) as mistake:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
 
@@ -55,10 +56,22 @@ def _judge(config: RewardConfig, items: Sequence[Item]) -> int:
         begun = time.perf_counter()
         judgements = pool.judge(0, items).result()
         taken_ms = (time.perf_counter() - begun) * 1000 / len(items)
+        print(f"{config.function} is called as {called(config.convention, pool.convention(0))}")
     for item, judgement in zip(items, judgements, strict=True):
         print(f"{item.response!r:.60}: {told(judgement)}")
     print(f"{taken_ms:.1f} ms a response")
     return 0 if all(isinstance(judgement, Score) for judgement in judgements) else 1
+
+
+def called(named: Convention, convention: Convention) -> str:
+    """
+    >>> called(Convention.AUTO, Convention.VERL), called(Convention.VERL, Convention.VERL)
+    ('verl does it, as its parameters say (--convention names another)', 'verl does it')
+    """
+    if convention not in FOREIGN:
+        return f"{convention.value}"
+    seen = ", as its parameters say (--convention names another)" if named is Convention.AUTO else ""
+    return f"{convention.value} does it{seen}"
 
 
 def told(judgement: Judgement) -> str:
@@ -96,11 +109,13 @@ def _row(text: str) -> dict[str, object]:
     return row
 
 
-def _argument(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise RewardError(f"--argument is {text!r}; write name=value, as reward.arguments.name=value in a run")
-    return name, yaml.safe_load(value)
+def _arguments(texts: Sequence[str]) -> dict[str, object]:
+    """Read as a run reads its settings."""
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RewardError(f"--argument is {text!r}; write name=value, as reward.arguments.name=value in a run")
+    return load_config([f"reward.arguments.{text}" for text in texts]).reward.arguments if texts else {}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -79,7 +79,8 @@ def prepare_online(config: Config) -> OnlineTask:
     (train, too_long), (held_out, too_long_held_out) = (
         render_prompts(config.data.questions(split), template, room, bad) for split in (Split.TRAIN, Split.HELD_OUT)
     )
-    check, unjudgeable = AnswerCheck(rewards, config.reward), BadRows(bad.tolerance)
+    check = AnswerCheck(rewards, config.reward, (*train, *held_out))
+    unjudgeable = BadRows(bad.tolerance)
     train, held_out = (tuple(unjudgeable.collect(prompts, check)) for prompts in (train, held_out))
     bad = bad.with_later(unjudgeable)
     bad.settle()

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from rewards.conventions import named, way_of
 from rewards.item import Item
 from rewards.load import RewardError, build_reward, keywords, listed, name_of, nearest, told
-from rewards.score import KEEPS_NOTHING, CannotJudge, Failure, FailureKind, Judgement, RewardFunction
+from rewards.score import (
+    ANSWER_CHECK,
+    KEEPS_NOTHING,
+    CannotJudge,
+    Failure,
+    FailureKind,
+    Judgement,
+    RewardFunction,
+    Score,
+    clipped,
+)
 from rewards.spec import Convention, Isolation, RewardSpec
 
 
@@ -74,8 +84,7 @@ class BoundReward:
     def _given(self, items: Sequence[Item]) -> dict[str, object]:
         given = self._way.given(items)
         own = {name: given[name] for name in self._way.brings}
-        declared = {name: value for name, value in self._way.declared.items() if name in self._named}
-        given = {**self._offered(items), **given, **declared, **self.spec.arguments, **own}
+        given = {**self._offered(items), **given, **self.spec.arguments, **own}
         if self._parameters is not None:
             given = {name: value for name, value in given.items() if name in self._parameters}
         return given
@@ -118,6 +127,37 @@ class BoundReward:
                 f"reward.function is {self.spec.source.spec!r}: {name_of(self.function)} needs {listed(lacking)}, but "
                 f"{self.convention.value} calls it with {listed(self._way.brings)}; give the rest in reward.arguments"
             )
+
+
+class BoundCheck:
+    """A function's own check of reference answers, asked as the function itself would be. A function without one reads
+    every answer."""
+
+    convention, isolation, judges_together = Convention.BATCH, Isolation.SAMPLE, True
+
+    def __init__(self, spec: RewardSpec) -> None:
+        """Raises RewardError, for people, where the function cannot be used as configured."""
+        self.spec = spec
+        self.function = build_reward(spec.source)
+
+    def judge(self, items: Sequence[Item]) -> list[Judgement]:
+        """An answer that cannot be read is a failure, with what is wrong with it."""
+        check = getattr(self.function, ANSWER_CHECK, lambda _: None)
+        return [_of_answer(check(item.answer)) for item in items]
+
+
+def bound(spec: RewardSpec) -> BoundReward | BoundCheck:
+    """Raises RewardError, for people, where the function cannot be used as configured."""
+    return BoundCheck(spec) if spec.checks_answers else BoundReward(spec)
+
+
+def _of_answer(wrong: object) -> Judgement:
+    if wrong is None:
+        return Score(total=1.0, parts={"answer": 1.0})
+    if isinstance(wrong, str):
+        return Failure(kind=FailureKind.UNREADABLE, reason=wrong)
+    reason = f"a check of answers says what is wrong with one, or None, and returned {clipped(wrong)}"
+    return Failure(kind=FailureKind.MISSHAPED, reason=reason)
 
 
 def _is_async(function: RewardFunction) -> bool:

@@ -31,4 +31,4 @@ class Item:
     token_ids: tuple[int, ...]
     """Of the response, exactly as sampled."""
     row: Mapping[str, object]
-    """The other columns of the data row."""
+    """The other columns of the data row; `answer` among them, as it is written there, where that is no text."""

@@ -23,7 +23,7 @@ from rewards.spec import RewardSource, RewardSpec
 TRACEBACK_FRAMES = 8
 """Of the reward's own code, the innermost."""
 TRACEBACK_CHARACTERS = 4000
-CALLERS = (__file__, *(str(Path(__file__).with_name(name)) for name in ("calling.py", "conventions.py")))
+CALLERS = (__file__, *(str(Path(__file__).with_name(name)) for name in ("calling.py", "conventions.py", "returned.py")))
 """Frames of these, and those before them, are not the person's own."""
 
 

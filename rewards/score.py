@@ -31,7 +31,7 @@ class FailureKind(Enum):
     MISSHAPED = "misshaped"
     """The reward returned something that is no score, or not one for each response."""
     UNREADABLE = "unreadable"
-    """A judge model's reply holds no verdict."""
+    """A judge model's reply holds no verdict; or a reference answer is none that its function can read."""
     UNAVAILABLE = "unavailable"
     """A service that the reward asks did not answer, however often it was asked."""
 

@@ -19,7 +19,7 @@ class Convention(Enum):
     BATCH = "batch"
     """`f(responses, answers, **columns)`: lists, for all responses to a prompt at once."""
     TRL = "trl"
-    """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
+    """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`. What it logs is not kept."""
     VERL = "verl"
     """`compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": ...}`."""
     VERL_BATCH = "verl_batch"
@@ -27,7 +27,8 @@ class Convention(Enum):
     EASYR1 = "easyr1"
     """`compute_score(reward_inputs) -> [{"overall": ..., ...}]`, or of one `reward_input`."""
     OPENRLHF = "openrlhf"
-    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`."""
+    """`reward_func(queries, prompts, labels) -> {"rewards": ..., "scores": ..., "extra_logs": ...}`. A query ends with
+    the response's text, without an end token."""
 
 
 class Isolation(Enum):
@@ -68,7 +69,7 @@ class RewardSpec:
 
     Example:
         RewardSpec(name="format", source=RewardSource(...), convention=Convention.AUTO, arguments={"tag": "answer"},
-                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO)
+                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO, checks_answers=False)
     """
 
     name: str
@@ -82,6 +83,8 @@ class RewardSpec:
     abstains: bool
     """Whether None is no say, rather than a response that could not be judged."""
     isolation: Isolation
+    checks_answers: bool
+    """Whether it is not the function that is called, but its own check of reference answers."""
 
     def judges(self, row: Mapping[str, object]) -> bool:
         """Whether it is asked about responses to this row."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rewards.item import Item
 from rewards.load import RewardError, check_columns, listed
 from rewards.score import Failure, FailureKind, Judgement, Score
-from rewards.spec import RewardSpec
+from rewards.spec import Convention, RewardSpec
 from workers.reward_pool import RewardPool
 
 BROKEN = (
@@ -19,6 +19,8 @@ BROKEN = (
     FailureKind.UNAVAILABLE,
 )
 """How a function fails that would fail on other responses, too."""
+FOREIGN = frozenset(Convention) - {Convention.AUTO, Convention.NATIVE, Convention.BATCH}
+HOW_TO_NAME = "conventions are seen from the functions' parameters; reward.convention=... names one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +39,14 @@ class Canary:
 
 
 def try_out(pool: RewardPool, specs: Sequence[RewardSpec], canaries: Sequence[Canary]) -> tuple[str, ...]:
-    """A line a function, of what it gave. Raises RewardError, for people, where one is broken.
+    """A line a function: how it is called, and what it gave. Raises RewardError, for people, where one is broken.
 
     Example of a line:
-        reward my.py:correct: an empty response scores 0, the first answer 1
+        reward my.py:compute_score (verl): an empty response scores 0, the first answer 1
     """
-    return tuple(_try(pool, specs[canary.function], canary) for canary in canaries)
+    lines = tuple(_try(pool, specs[canary.function], canary) for canary in canaries)
+    tried = [(specs[canary.function].convention, pool.convention(canary.function)) for canary in canaries]
+    return (*lines, HOW_TO_NAME) if any(said is Convention.AUTO and saw in FOREIGN for said, saw in tried) else lines
 
 
 def _try(pool: RewardPool, spec: RewardSpec, canary: Canary) -> str:
@@ -55,7 +59,8 @@ def _try(pool: RewardPool, spec: RewardSpec, canary: Canary) -> str:
                 f"{spec.source.spec} failed ({judgement.kind.value}) when tried with {tried}, the answer "
                 f"{item.answer!r} and the columns {listed(item.row)}:\n{judgement.reason}"
             )
-    return f"reward {spec.source.spec}: an empty response scores {_told(of_empty)}, the first answer {_told(of_right)}"
+    called = f"{spec.source.spec} ({pool.convention(canary.function).value})"
+    return f"reward {called}: an empty response scores {_told(of_empty)}, the first answer {_told(of_right)}"
 
 
 def _told(judgement: Judgement) -> str:

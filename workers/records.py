@@ -70,7 +70,8 @@ class Prompt:
     """The chat template applied, generation prompt included; these very tokens are sampled from and trained on."""
     answer: str
     row: Mapping[str, object]
-    """The other columns of the data row, handed to the reward as keyword arguments."""
+    """The other columns of the data row, handed to the reward as keyword arguments; `answer` among them, as it is
+    written there, where that is no text."""
     from_text: bool
     """Whether the data row asks in a text rather than in messages."""
 

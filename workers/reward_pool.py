@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Judgement
-from rewards.spec import RewardSpec
+from rewards.spec import Convention, RewardSpec
 from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
 
@@ -71,6 +71,10 @@ class RewardPool:
         """
         pieces = self._pieces(function, tuple(items))
         return _joined([self._put(function, piece) for piece in pieces])
+
+    def convention(self, function: int) -> Convention:
+        """How one of the functions is called: never AUTO."""
+        return self._living[0].convention(function)
 
     def close(self) -> None:
         """Kill every process, also under a call that hangs. Who waits for an answer is told."""

@@ -24,7 +24,8 @@ class RewardWorker:
         self._specs = tuple(specs)
         self._pool = RewardPool(self._specs, limits_of(config), processes=config.processes)
         try:
-            try_out(self._pool, self._specs, canaries)
+            for line in try_out(self._pool, self._specs, canaries):
+                print(line, flush=True)
         except BaseException:
             self.close()
             raise

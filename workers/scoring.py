@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rewards.item import Item
 from rewards.score import LARGEST, Failure, FailureKind, Judgement, Score
-from rewards.spec import Isolation, RewardSpec
+from rewards.spec import Convention, Isolation, RewardSpec
 from workers.scoring_child import MAX_ANSWER_BYTES, Limits, Start, encode_call
 from workers.scoring_link import START_LIMIT_S, Child, ChildGone
 
@@ -35,9 +35,11 @@ class _Function:
     """What the process says of a function.
 
     Example:
-        _Function(isolation=Isolation.SAMPLE, together=False, place="/home/me/my/reward.py:12")
+        _Function(convention=Convention.NATIVE, isolation=Isolation.SAMPLE, together=False,
+                  place="/home/me/my/reward.py:12")
     """
 
+    convention: Convention
     isolation: Isolation
     together: bool
     place: str
@@ -87,6 +89,10 @@ class RewardProcess:
     def judges_together(self, function: int) -> bool:
         """Whether one call of it judges all responses to a prompt."""
         return self._functions[function].together
+
+    def convention(self, function: int) -> Convention:
+        """How it is called: never AUTO."""
+        return self._functions[function].convention
 
     def revive(self) -> None:
         """Start again what has died, so that the next batch need not wait for it."""
@@ -177,7 +183,12 @@ class RewardProcess:
             self._children.pop(isolation).kill()
             raise
         self._functions = tuple(
-            _Function(isolation=Isolation(one["isolation"]), together=bool(one["together"]), place=str(one["place"]))
+            _Function(
+                convention=Convention(one["convention"]),
+                isolation=Isolation(one["isolation"]),
+                together=bool(one["together"]),
+                place=str(one["place"]),
+            )
             for one in described
         )
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rewards.calling import BoundReward
+from rewards.calling import BoundCheck, BoundReward, bound
 from rewards.item import Item
 from rewards.load import RewardError, told
 from rewards.score import CannotJudge, Failure, FailureKind, Judgement, Score
@@ -34,6 +34,7 @@ HEADER = struct.Struct("!Q")
 """The length of the message that follows."""
 MAX_ANSWER_BYTES = 1 << 20
 """For each response of a call."""
+Bound = BoundReward | BoundCheck
 SPARE_BYTES = 64 << 20
 """Of memory beyond the limit, to say what went wrong with."""
 
@@ -79,7 +80,7 @@ def main() -> None:
     _limit_memory(start.limits)
     sys.path.extend(entry for entry in start.import_path if entry not in sys.path)
     try:
-        rewards = [BoundReward(spec) for spec in start.specs]
+        rewards = [bound(spec) for spec in start.specs]
     except RewardError as error:
         _write(answers, {"say": "refused", "reason": str(error)})
         return
@@ -99,7 +100,7 @@ def main() -> None:
 class _Child:
     """Makes calls: in this process, or in copies of it."""
 
-    def __init__(self, rewards: Sequence[BoundReward], limits: Limits, *, private: Sequence[int]) -> None:
+    def __init__(self, rewards: Sequence[Bound], limits: Limits, *, private: Sequence[int]) -> None:
         self._limits, self._private = limits, private
         self._rewards = rewards
 
@@ -121,7 +122,7 @@ class _Child:
             )
         return zygote
 
-    def answer(self, reward: BoundReward, call: bytes) -> bytes:
+    def answer(self, reward: Bound, call: bytes) -> bytes:
         """The message that says what came of it."""
         if reward.isolation is Isolation.WORKER:
             return self._judged(reward, call)
@@ -135,7 +136,7 @@ class _Child:
         except CannotJudge as reason:
             return _encode(_failed(reason.failure))
 
-    def _judged(self, reward: BoundReward, call: bytes) -> bytes:
+    def _judged(self, reward: Bound, call: bytes) -> bytes:
         try:
             items: tuple[Item, ...] = pickle.loads(call)
             judgements = reward.judge(items)
@@ -157,13 +158,18 @@ class _Child:
         return message
 
 
-def _described(reward: BoundReward) -> dict[str, object]:
+def _described(reward: Bound) -> dict[str, object]:
     """What the parent must know of a function that it cannot import itself."""
     place = reward.spec.source.spec
     with contextlib.suppress(TypeError, OSError):  # of a callable object, or a function without a source
         function = inspect.unwrap(reward.function)
         place = f"{inspect.getfile(function)}:{function.__code__.co_firstlineno}"
-    return {"isolation": reward.isolation.value, "together": reward.judges_together, "place": place}
+    return {
+        "convention": reward.convention.value,
+        "isolation": reward.isolation.value,
+        "together": reward.judges_together,
+        "place": place,
+    }
 
 
 def _limit_memory(limits: Limits) -> None:

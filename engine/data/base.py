@@ -94,7 +94,8 @@ class Question:
     messages: tuple[Message, ...]
     answer: str
     row: Mapping[str, object]
-    """The other columns of the data row, handed to the reward as keyword arguments."""
+    """The other columns of the data row, handed to the reward as keyword arguments; `answer` among them, as it is
+    written there, where that is no text."""
     from_text: bool
     """Whether the row asks in a text rather than in messages: foreign rewards are handed what the row has."""
 

@@ -26,15 +26,18 @@ class Format(Enum):
     OPENAI = "openai"
     """messages: [{role, content}]; chosen and rejected, or preferred_output and non_preferred_output, for pairs."""
     TRL = "trl"
-    """prompt with completion, or with chosen and rejected: texts or messages."""
+    """prompt with completion, or with chosen and rejected: texts or messages. As questions only where it is named: a
+    prompt, and columns of any kind for the reward, of which none need be an answer."""
     HANDBOOK = "handbook"
     """chosen and rejected: two whole conversations that begin alike."""
     ROWS = "rows"
-    """prompt (a text or messages) and answer."""
+    """prompt (a text or messages) and answer, or solution."""
     EASYR1 = "easyr1"
     """problem and answer."""
     VERL = "verl"
     """prompt: messages; reward_model: {ground_truth}."""
+    OPENRLHF = "openrlhf"
+    """input (a text or messages) and label."""
     TEXT = "text"
     """text."""
 
@@ -87,6 +90,8 @@ class Form:
     format: Format
     needs: Mapping[str, tuple[str, ...]]
     may_have: Mapping[str, tuple[str, ...]]
+    only_named: bool = False
+    """Whether it is tried only where the person names its format: it asks for so little that it would hide mistakes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +114,9 @@ class Layout:
         return f"{what} as {self.format.value} ({', '.join(f'{role}: {name!r}' for role, name in named)})"
 
 
-def _form(format: Format, may_have: Mapping[str, tuple[str, ...]], **needs: str) -> Form:
-    return Form(format=format, needs={role: tuple(names.split()) for role, names in needs.items()}, may_have=may_have)
+def _form(format: Format, may_have: Mapping[str, tuple[str, ...]], *, only_named: bool = False, **needs: str) -> Form:
+    names = {role: tuple(names.split()) for role, names in needs.items()}
+    return Form(format=format, needs=names, may_have=may_have, only_named=only_named)
 
 
 _ID = {"id": ()}
@@ -127,6 +133,10 @@ FORMS: Mapping[RowKind, tuple[Form, ...]] = {
         _form(Format.VERL, _ASKED, prompt="prompt", answer="reward_model"),
         _form(Format.EASYR1, _ASKED, prompt="problem", answer="answer"),
         _form(Format.ROWS, _ASKED, prompt="prompt question instruction messages", answer="answer ground_truth"),
+        _form(Format.ROWS, _ASKED, prompt="prompt question instruction messages", answer="solution"),
+        _form(Format.OPENRLHF, _ASKED, prompt="input", answer="label answer"),
+        _form(Format.OPENRLHF, _ASKED | {"answer": ("label",)}, only_named=True, prompt="input"),
+        _form(Format.TRL, _ASKED | {"answer": ("answer",)}, only_named=True, prompt="prompt"),
     ),
     RowKind.DOCUMENTS: (_form(Format.TEXT, _ID, text="text content"),),
     RowKind.CONVERSATIONS: (
@@ -176,7 +186,8 @@ def layout_of(rows: Sequence[FileRow], kind: RowKind, format: Format, columns: C
 
 
 def _forms(kind: RowKind, format: Format, where: str) -> tuple[Form, ...]:
-    forms = tuple(form for form in FORMS[kind] if format in (Format.AUTO, form.format))
+    seen = tuple(form for form in FORMS[kind] if not form.only_named)
+    forms = seen if format is Format.AUTO else tuple(form for form in FORMS[kind] if form.format is format)
     if forms or kind is RowKind.DOCUMENTS:  # a text without turns has one form
         return forms or FORMS[kind]
     formats = ", ".join(dict.fromkeys(form.format.value for form in FORMS[kind]))
@@ -209,17 +220,20 @@ def _no_form(row: FileRow, kind: RowKind, forms: Sequence[Form], where: str) -> 
         f"{form.format.value} ({', '.join(' or '.join(map(repr, names)) for names in form.needs.values())})"
         for form in forms
     ]
-    # Of the form that comes closest.
-    closest = min(forms, key=lambda form: (len(_missing(form, row)), -len(form.needs)))
+    # Of the form that comes closest; of several, the one that is no other system's.
+    closest = min(forms, key=lambda form: (len(_missing(form, row)), -len(form.needs), form.format is not Format.ROWS))
     role = _missing(closest, row)[0]
     name = closest.needs[role][0]
     near = nearest_name(name, row.values)
     hint = f" Did you mean data.columns.{role}={near!r}?" if near else ""
     has = clipped_text(", ".join(map(repr, row.values)))
+    asks = any(name in row.values for name in closest.needs.get("prompt", ()))
+    alone = " data.format=trl takes prompts without answers." if kind is RowKind.QUESTIONS and asks else ""
     return DataError(
         f"no column {name!r}; it has {has or 'none'}.{hint}",
         where=where,
-        advice=f"{kind.value.capitalize()} are read from: {'; '.join(ways)}. Name others with data.columns.{role}=...",
+        advice=f"{kind.value.capitalize()} are read from: {'; '.join(ways)}. "
+        f"Name others with data.columns.{role}=...{alone}",
         kind="no form",
     )
 

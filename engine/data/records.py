@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.base import Conversation, Document, Judged, Preference, Question, RowKind
-from engine.data.forms import Layout
+from engine.data.forms import Format, Layout
 from engine.data.rows import REWARD_ARGUMENTS, FileRow
 from engine.data.turns import IMAGE, TurnReader, ask, refuse_empty, system, tools_of
 from workers.records import Message
 
 Record = Question | Document | Conversation | Preference | Judged
+ANSWER = "answer"
 GROUND_TRUTH = "ground_truth"
 WORDS = {"true": True, "false": False}
 """What a file whose type knows only text writes for yes and no."""
@@ -53,13 +54,17 @@ class RecordMaker:
         refuse_empty(messages, row, columns.prompt)
         if columns.images:
             self._images(row, messages)
-        answer = _answer(row, columns.answer)
+        answer = _answer(row, columns.answer, self.layout.format) if columns.answer else ""
         # A reward of verl's reads reward_model itself, too.
         used = [columns.prompt, columns.query, columns.system]
         # A foreign reward asks for the answer by its column's own name, too.
         used += [columns.answer] if columns.answer in REWARD_ARGUMENTS else []
+        others = row.others(*used)
+        written = row.values.get(columns.answer)
+        if columns.answer and written != answer and self.layout.format is not Format.VERL:
+            others[ANSWER] = written
         from_text = isinstance(row.values[columns.prompt], str)
-        return Question(id=self._id(row), messages=messages, answer=answer, row=row.others(*used), from_text=from_text)
+        return Question(id=self._id(row), messages=messages, answer=answer, row=others, from_text=from_text)
 
     def _document(self, row: FileRow) -> Document:
         # No bound on the length: a text is cut to the context's size, and a book is one.
@@ -238,19 +243,20 @@ def _is_whole(answer: tuple[Message, ...]) -> bool:
     return bool(answer) and answer[0].role != "assistant"
 
 
-def _answer(row: FileRow, column: str) -> str:
-    """The right answer as a text; verl's is a part of a mapping."""
-    value = row.column(column)
-    if isinstance(value, Mapping):
+def _answer(row: FileRow, column: str, format: Format) -> str:
+    """The right answer as a text: where the format has other things, too, their JSON. verl's is a part of a mapping."""
+    value, may_be_any = row.column(column), format in (Format.TRL, Format.OPENRLHF)
+    if isinstance(value, Mapping) and not may_be_any:
         if GROUND_TRUTH not in value:
             raise row.bad(f"it has no {GROUND_TRUTH}", column, value, f'Give {{"{GROUND_TRUTH}": ...}}.')
-        value = value[GROUND_TRUTH]
-        if isinstance(value, (dict, list)) and value:
-            return json.dumps(value)
+        value, may_be_any = value[GROUND_TRUTH], True
+    if may_be_any and isinstance(value, (dict, list, bool)) and value not in ({}, []):
+        return json.dumps(value, default=str)
     if type(value) is str:
         return row.checked(value, column)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise row.bad("not a text or a number", column, value, "Give the right answer.")
+        kind = "not a text or a number (data.format=trl takes answers of any kind)"
+        raise row.bad(kind, column, value, "Give the right answer.")
     if not math.isfinite(value):
         raise row.bad("not a finite number", column, value, "Give the right answer.")
     return str(value)

@@ -54,7 +54,7 @@ def test_the_first_prompt_is_shown_as_the_model_reads_it() -> None:
     config = load_config(["data.largest=5", "data.held_out=6"])
     task = prepare_online(config)
     tried, _, told = announcements(config, task)
-    assert tried == "reward rewards.number:exact: an empty response scores 0, the first answer 1"
+    assert tried == "reward rewards.number:exact (native): an empty response scores 0, the first answer 1"
     question, length = task.prompts[0].messages[0].content, len(task.prompts[0].token_ids)
     assert told == f"the first of 30 prompts, {length} tokens: <|user|>{question}<|end|><|assistant|>"
 

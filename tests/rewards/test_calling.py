@@ -27,6 +27,7 @@ def bind(tmp_path: Path):
             data_sources=(),
             abstains=False,
             isolation=Isolation.AUTO,
+            checks_answers=False,
         )
         return BoundReward(spec)
 

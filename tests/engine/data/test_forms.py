@@ -242,8 +242,32 @@ def test_questions_are_read_as_they_are_written_for_other_trainers(tmp_path: Pat
         (question,) = data.questions(Split.TRAIN)
         assert f"1 questions as {format}" in told(data, RowKind.QUESTIONS)
         assert (question.messages, question.answer) == ((Message(role="user", content="1+1="),), "2")
-        others = {name: value for name, value in row.items() if name not in ("prompt", "problem", "answer")}
+        others = {name: value for name, value in row.items() if name not in ("prompt", "problem") and value != "2"}
         assert question.row == others
+
+
+def test_an_answer_that_is_no_text_is_also_kept_as_it_is_written(tmp_path: Path) -> None:
+    """Rewards of other systems are handed a number as a number: read as a text, it would equal nothing."""
+    rows = [{"prompt": "a", "solution": 2}, {"prompt": "a", "solution": "2"}, {"prompt": "a", "solution": 2.5}]
+    questions = files(tmp_path, *rows).questions(Split.TRAIN)
+    assert [(question.answer, question.row) for question in questions] == [
+        ("2", {"solution": 2, "answer": 2}),
+        ("2", {"solution": "2"}),
+        ("2.5", {"solution": 2.5, "answer": 2.5}),
+    ]
+
+
+def test_answers_of_any_kind_and_none_are_read_only_where_the_format_is_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": value} for value in (["b", "c"], {"d": 1}, True, 1.5, "e")]
+    (first, *_, last) = questions = files(tmp_path, *rows, format=Format.TRL).questions(Split.TRAIN)
+    assert [json.loads(one.answer) for one in questions[:4]] == [row["answer"] for row in rows[:4]]
+    assert (first.row, last.row, last.answer) == ({"answer": ["b", "c"]}, {}, "e")
+    (none,) = files(tmp_path, {"prompt": "a", "solution": 2}, format=Format.TRL).questions(Split.TRAIN)
+    assert (none.answer, none.row) == ("", {"solution": 2})
+    with pytest.raises(DataError, match=r"not a text or a number \(data\.format=trl takes answers of any kind\)"):
+        files(tmp_path, rows[0]).questions(Split.TRAIN)
+    with pytest.raises(DataError, match=r"no column 'answer'.*anwser(.|\n)*data\.format=trl takes prompts without"):
+        files(tmp_path, {"prompt": "a", "anwser": "2"}).questions(Split.TRAIN)
 
 
 def test_a_right_answer_of_several_parts_reaches_the_reward_as_json(tmp_path: Path) -> None:
