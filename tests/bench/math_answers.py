@@ -116,7 +116,8 @@ def main() -> None:
     made = pairs(arguments.pairs // 2, seed=arguments.seed)
     verdicts = {"ours": judged(ours, made), "math-verify": judged_apart(made)}
     rows = [counted(judge, form, made, said) for form in (*FORMS, "all") for judge, said in verdicts.items()]
-    report = {"version": git_version(), "seed": arguments.seed, "measured": [asdict(row) for row in rows]}
+    origin = {"command": "python -m tests.bench.math_answers", "git": git_version(), "seed": arguments.seed}
+    report = origin | {"measured": [asdict(row) for row in rows]}
     tell(report, arguments.json, lambda: show(rows))
 
 
