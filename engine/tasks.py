@@ -82,7 +82,7 @@ def prepare_online(config: Config) -> OnlineTask:
     check = AnswerCheck(rewards, config.reward, (*train, *held_out))
     unjudgeable = BadRows(bad.tolerance)
     train, held_out = (tuple(unjudgeable.collect(prompts, check)) for prompts in (train, held_out))
-    bad = bad.with_later(unjudgeable)
+    bad = _placed(bad.with_later(unjudgeable), config)
     bad.settle()
     _refuse_empty(train, config)
     canaries = canaries_for(rewards, train)
@@ -115,6 +115,7 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
         tuple(itertools.chain(*bad.collect(rows_of(config.data, config.algo.rows, split), make)))
         for split in (Split.TRAIN, Split.HELD_OUT)
     )
+    bad = _placed(bad, config)
     bad.settle()
     _refuse_empty(train, config)
 
@@ -179,6 +180,12 @@ def is_stream(config: Config) -> bool:
 def tolerance_of(config: Config) -> Tolerance:
     """How many rows may be bad; where the data set does not say, none."""
     return config.data.tolerance if isinstance(config.data, CheckedData) else Tolerance()
+
+
+def _placed(bad: BadRows, config: Config) -> BadRows:
+    if not (bad.found and isinstance(config.data, CheckedData)):
+        return bad
+    return bad.placed(config.data.places({row.id for row in bad.found}))
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

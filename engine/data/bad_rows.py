@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -85,6 +85,11 @@ class BadRows:
     def with_later(self, later: BadRows) -> BadRows:
         """These, and those that a later stage found among the good ones."""
         return BadRows(self.tolerance, found=[*self.found, *later.found], seen=self.seen)
+
+    def placed(self, places: Mapping[str, str]) -> BadRows:
+        """With where they are: what a later stage finds is told by the row's id alone."""
+        found = [replace(bad, where=places.get(bad.id, bad.where)) for bad in self.found]
+        return BadRows(self.tolerance, found=found, seen=self.seen)
 
     def counted(self) -> str:
         """How many of which kind, the most frequent first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from engine.data.bad_rows import BadRows, Tolerance
@@ -28,4 +29,8 @@ class CheckedData(Protocol):
 
     def bad(self, kind: RowKind) -> BadRows:
         """The rows that were left out."""
+        ...
+
+    def places(self, ids: Collection[str]) -> Mapping[str, str]:
+        """Of rows, by their ids: file and line. For those that turn out bad after they were read; it reads again."""
         ...

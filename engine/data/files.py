@@ -8,7 +8,7 @@ data=files data.path=LLaMA-Factory/data/dataset_info.json data.names=[alpaca_en_
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -16,7 +16,7 @@ from engine.data.bad_rows import BadRowPolicy, BadRows, Tolerance
 from engine.data.base import Conversation, DataError, Document, Judged, Preference, Question, RowKind, Split
 from engine.data.forms import Columns, Format
 from engine.data.mixing import HeldOutFrom, Mix
-from engine.data.reading import Reading, Recipe, RecordStream, read
+from engine.data.reading import Reading, Recipe, RecordStream, places_of, read
 from engine.data.records import Record, RecordMaker
 from engine.data.registry import REGISTRY, find_named, registry_of
 from engine.data.sources import Source, find_source, with_own_labels
@@ -147,6 +147,11 @@ class FilesData:
     def bad(self, kind: RowKind) -> BadRows:
         """The rows that were left out. A stream has its own."""
         return BadRows(self.tolerance) if self.streaming else self.read(kind).bad
+
+    def places(self, ids: Collection[str]) -> Mapping[str, str]:
+        """Of rows, by their ids: file and line."""
+        train, held_out = self._sources()
+        return places_of((*train, *held_out), ids)
 
     @property
     def tolerance(self) -> Tolerance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -65,6 +65,11 @@ class Gsm8kData:
         """What was found, for people."""
         counts = {split: len(self._rows(split)) for split in Split}
         return (f"{self.path}: {counts[Split.TRAIN]:,} rows, and {counts[Split.HELD_OUT]:,} held out",)
+
+    def places(self, ids: Collection[str]) -> Mapping[str, str]:
+        """Of rows, by their ids: file and line."""
+        rows = [row for split in Split for row in self._rows(split) if isinstance(row, FileRow)]
+        return {row.id: row.where for row in rows if row.id in ids}
 
     @property
     def tolerance(self) -> Tolerance:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,8 @@ from engine.data.turns import TurnReader
 
 LOOKED_AT = 1000
 """Rows of a source that say how it is written."""
+AGAIN = re.compile(r"~\d+$")
+"""Ends the id of a row that comes again."""
 CHECKED = 10_000
 """Rows of a stream that are read before the run starts; the others are checked as they pass."""
 
@@ -161,6 +164,22 @@ def _with_own_ids(records: Iterator[Record]) -> tuple[Record, ...]:
         times[record.id] = number = times.get(record.id, 0) + 1
         own.append(record if number == 1 else replace(record, id=f"{record.id}~{number}"))
     return tuple(own)
+
+
+def places_of(sources: Iterable[Source], ids: Collection[str]) -> Mapping[str, str]:
+    """Where the rows with these ids are: their file and line."""
+    wanted = {id: AGAIN.sub("", id) for id in ids}
+    looked_for = {*wanted, *wanted.values()}
+    places = {id: where for source in sources for id, where in _with_ids(source) if id in looked_for}
+    return {id: places.get(id, places.get(first, id)) for id, first in wanted.items()}
+
+
+def _with_ids(source: Source) -> Iterator[tuple[str, str]]:
+    """Each row's id, and where it is."""
+    column = source.columns.id
+    for row in source.rows(streaming=False):
+        if isinstance(row, FileRow):
+            yield (str(row.values.get(column)) if column else row.id), row.where
 
 
 def _with_unique_ids(make: Callable[[FileRow], Record], column: str) -> Callable[[FileRow], Record]:

@@ -126,7 +126,7 @@ def test_rows_that_nobody_judges_or_whose_answer_nobody_can_read_are_bad_rows(tm
     config = config_of(tmp_path, "", "reward.function=", *maths, *sums, rows=rows)
     with pytest.raises(DataError) as caught:
         prepare_online(config)
-    assert "rows-3" in str(caught.value) and "cannot read the answer 'the well-known one'" in str(caught.value)
+    assert "rows.jsonl:3: " in str(caught.value) and "cannot read the answer 'the well-known one'" in str(caught.value)
     assert "data_source is 'x', and no reward function judges it" in str(caught.value)
     skipped = config_of(
         tmp_path, "", "reward.function=", *maths, *sums, "data.bad_rows=skip", "data.max_bad_share=0.5", rows=rows
@@ -175,6 +175,7 @@ def test_of_a_thousand_rows_those_that_cannot_be_judged_are_told_and_no_others(t
     for id, (kind, column) in wrong.items():
         assert kind in found[id].kind and found[id].column == column, found[id]
         assert found[id].problem and len(found[id].value) <= 80
+        assert found[id].where == f"{tmp_path}/rows.jsonl:{id.removeprefix('rows-')}"
     assert sorted(bad.counted().split("; ")) == [
         "20 x answer: an answer that rewards.gsm8k:correct cannot read",
         "20 x answer: an answer that rewards.math:correct cannot read",
@@ -198,7 +199,7 @@ def test_of_a_thousand_rows_those_that_cannot_be_judged_are_told_and_no_others(t
 def test_a_data_source_that_nobody_judges_is_told_with_the_nearest_that_is_judged(tmp_path: Path) -> None:
     rows = [{"prompt": "?", "answer": "36", "data_source": "gsm8"}]
     with pytest.raises(
-        DataError, match=r"rows-1: data_source is 'gsm8'.*they judge gsm8k, math \(did you mean gsm8k\?\)"
+        DataError, match=r"rows\.jsonl:1: data_source is 'gsm8'.*they judge gsm8k, math \(did you mean gsm8k\?\)"
     ):
         prepare_online(config_of(tmp_path, "", "reward.function=", *JUDGES, rows=rows))
 
@@ -228,7 +229,7 @@ def test_a_person_s_own_check_of_answers_is_asked_in_a_process_that_can_be_kille
         prepare_online(checked(tmp_path, METRES))
     place = f"{tmp_path / 'mine.py'}:f"
     for line, answer in ((3, "2 cm"), (4, "3"), (5, "3")):
-        assert f"rows-{line}: {place} cannot read the answer '{answer}': it has no unit." in str(caught.value)
+        assert f"rows.jsonl:{line}: {place} cannot read the answer '{answer}': it has no unit." in str(caught.value)
     assert f"3 of 5 rows are bad: 3 x answer: an answer that {place} cannot read" in str(caught.value)
     skipped = prepare_online(checked(tmp_path, METRES, "data.bad_rows=skip", "data.max_bad_share=0.9"))
     assert [prompt.answer for prompt in skipped.prompts] == ["1 m", "2 m"]
@@ -253,3 +254,15 @@ def test_the_check_of_a_module_s_function_is_asked_too(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match="lengths_of_mine:f cannot read the answer '2 cm': it has no unit"):
         prepare_online(config)
+
+
+def test_rows_that_are_found_bad_late_are_told_by_their_lines_whatever_their_ids(tmp_path: Path) -> None:
+    rows = [{"prompt": "?", "answer": "1", "data_source": "gsm8k", "id": id} for id in ("a", "b~2", "c")]
+    rows[1]["data_source"] = "x"
+    columns = ["data.columns.id=id", "data.fractions=[2]"]  # each comes twice, then as a~2
+    with pytest.raises(DataError) as caught:
+        prepare_online(config_of(tmp_path, "", "reward.function=", *JUDGES, *columns, rows=rows))
+    assert str(caught.value).count(f"{tmp_path}/rows.jsonl:2: data_source is 'x'") == 2
+    too_long = config_of(tmp_path, "", *columns, rows=[*rows, {"prompt": "1+" * 300, "answer": "1", "id": "d"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: the prompt has \d+ tokens"):
+        prepare_online(too_long)
