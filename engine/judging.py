@@ -8,11 +8,12 @@ from contextlib import closing
 from engine.data.base import DataError
 from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import build_reward, read_reward
+from rewards.load import build_reward, check_columns, read_reward
 from rewards.score import ANSWER_CHECK
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
-from workers.config import FunctionConfig, RewardConfig
+from workers.config import FunctionConfig, JudgeConfig, RewardConfig
+from workers.judge_endpoint import arguments_of, asks_own_judge, name_of, waits_for_judge
 from workers.records import Prompt
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
@@ -28,16 +29,17 @@ def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
         isolation=reward.isolation,
     )
     named = ({"": alone} if reward.function else {}) | reward.functions
-    return tuple(_spec(name, config) for name, config in named.items())
+    return tuple(_spec(name, config, reward.judge) for name, config in named.items())
 
 
-def _spec(name: str, config: FunctionConfig) -> RewardSpec:
+def _spec(name: str, config: FunctionConfig, judge: JudgeConfig) -> RewardSpec:
     source = read_reward(config.function)
+    asks = bool(judge.model) and asks_own_judge(config.function, config.arguments)
     return RewardSpec(
         name=name or source.name,
         source=source,
         convention=config.convention,
-        arguments=config.arguments,
+        arguments=arguments_of(judge, config.arguments) if asks else config.arguments,
         weight=config.weight,
         data_sources=tuple(config.data_sources),
         abstains=config.abstains,
@@ -58,12 +60,18 @@ def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tupl
 def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Sequence[Canary]) -> tuple[str, ...]:
     """Try each function as a reward worker will, in a process of its own, with the same limits: a line for each.
 
-    Raises RewardError for a broken one.
+    Those that wait for the run's own judge are imported only, and tried where rewards run, when it is up. Raises
+    RewardError for a broken one.
     """
     if not specs:
         return ()
+    waiting = [canary for canary in canaries if waits_for_judge(specs[canary.function])]
+    for canary in waiting:
+        check_columns(specs[canary.function], canary.empty.row)
     with closing(RewardPool(specs, limits_of(reward), processes=1)) as pool:
-        return try_out(pool, specs, canaries)
+        tried = try_out(pool, specs, [canary for canary in canaries if canary not in waiting])
+    names = (specs[canary.function].source.spec for canary in waiting)
+    return (*tried, *(f"reward {name}: tried when its judge {name_of(reward.judge)} is up" for name in names))
 
 
 class AnswerCheck:
