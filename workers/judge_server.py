@@ -27,6 +27,7 @@ from workers.processes import kill_tree
 from workers.stopped import RunStopped
 from workers.vllm_environment import CPU_ENVIRONMENT, VLLM_ENVIRONMENT
 
+SERVER = "workers.judge_server_child"
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN_S = 0.2
@@ -151,7 +152,7 @@ def _launched(setup: JudgeServerSetup, address: str, key: str) -> tuple[subproce
     try:
         process = subprocess.Popen(
             # -P: a `workers` in the current folder must not stand in for ours.
-            [sys.executable, "-P", "-m", "workers.judge_server_child", str(writing), address, *_arguments(setup)],
+            [sys.executable, "-P", "-m", SERVER, str(writing), address, *_arguments(setup)],
             pass_fds=(writing,),
             stdin=subprocess.DEVNULL,
             env=_environment(setup.device, key),

@@ -16,9 +16,15 @@ from workers.processes import die_with
 STARTER = "HELIOSTAT_STARTED_BY"
 """The environment variable with the number of the process that started this one."""
 
-if __name__ in ("__main__", "__mp_main__"):
+
+def die_with_starter() -> None:
+    """Ties this process to the one that started it, and those that it will start to itself."""
     die_with(int(os.environ[STARTER]))
     os.environ[STARTER] = str(os.getpid())
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the server, and what it starts by multiprocessing
+    die_with_starter()
 
 
 def main() -> None:
