@@ -171,6 +171,8 @@ def _advice(config: Config, machine: Machine) -> str:
     ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
     if config.team().reference:
         ways.append("algo.kl_coef=0 needs no reference")
+    if any(place.role == "judge" for place in places_for(config.team())):
+        ways.append("a judge at an endpoint elsewhere (a function's arguments.url) needs nothing here")
     return "; ".join(ways) + "."
 
 

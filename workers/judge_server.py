@@ -34,6 +34,10 @@ LOOK_AGAIN_S = 0.2
 """Between two looks whether the server is up."""
 FIRST_REPLY_LIMIT_S = 600.0
 """For one token: a GPU's kernels may be compiled for it."""
+CHECK_LIMIT_S = 60.0
+"""For a server that has nothing else to do to say that it is well."""
+ENDING_LIMIT_S = 10.0
+"""For a server that failed to end: vLLM looks every five seconds whether its engine is dead."""
 
 
 class JudgeDied(RunStopped):
@@ -64,7 +68,7 @@ class JudgeServer:
         self._key = secrets.token_urlsafe(32)
         self._address = LOOPBACK if setup.only_here else _own_address()
         self._reaping = threading.Lock()
-        self._closing, self._ended = False, threading.Event()
+        self._ended = threading.Event()
         started: Future[tuple[subprocess.Popen[bytes], int]] = Future()
         # A thread that lives as long as the server: the kernel ties the server to it.
         self._keeper = threading.Thread(target=self._keep, args=(started,), daemon=True)
@@ -80,15 +84,15 @@ class JudgeServer:
         """Where and how it is asked."""
         return JudgeEndpoint(url=f"{self._root}/v1", model=name_of(self._setup.judge), key=self._key)
 
-    def watch(self) -> None:
-        """Until it is closed. Raises JudgeDied when the server ends by itself."""
-        self._ended.wait()
-        if not self._closing:
-            raise self._died()
+    def check(self) -> None:
+        """Raises JudgeDied where the server is gone, or no longer able to answer."""
+        with self._asking(limit_s=CHECK_LIMIT_S) as client:
+            if not self._is_up(client):
+                self._ended.wait(ENDING_LIMIT_S)
+                raise self._died()
 
     def close(self) -> None:
         """Kill the server's processes. Closing twice is fine."""
-        self._closing = True
         with self._reaping:
             if self._process.returncode is None:
                 kill_tree(self._process.pid)
@@ -120,15 +124,14 @@ class JudgeServer:
             "messages": [{"role": "user", "content": "?"}],
             "max_tokens": 1,
         }
-        headers = {"Authorization": f"Bearer {self._key}"}
-        with httpx.Client(trust_env=False, headers=headers, timeout=FIRST_REPLY_LIMIT_S) as client:
+        with self._asking(limit_s=FIRST_REPLY_LIMIT_S) as client:
             while not self._is_up(client):
                 if self._ended.wait(LOOK_AGAIN_S):
                     raise self._died()
             try:
                 reply = client.post(f"{self._root}/v1/chat/completions", json=question)
             except httpx.TransportError as error:
-                self._ended.wait(LOOK_AGAIN_S)
+                self._ended.wait(ENDING_LIMIT_S)
                 raise self._died() from error
         if not reply.is_success:
             raise JudgeCannotAnswer(
@@ -136,14 +139,18 @@ class JudgeServer:
                 f"{reply.text!r:.500} (status {reply.status_code})"
             )
 
+    def _asking(self, *, limit_s: float) -> httpx.Client:
+        return httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {self._key}"}, timeout=limit_s)
+
     def _is_up(self, client: httpx.Client) -> bool:
         with contextlib.suppress(httpx.TransportError):
             return client.get(f"{self._root}/health").is_success
         return False
 
     def _died(self) -> JudgeDied:
-        how = how_it_died(self._process.returncode)
-        return JudgeDied(f"the server of the judge {self._setup.judge.model} died: {how}")
+        code = self._process.returncode
+        how = "it no longer answers" if code is None else f"its server died: {how_it_died(code)}"
+        return JudgeDied(f"the judge {self._setup.judge.model} cannot be asked any more: {how}")
 
 
 def _launched(setup: JudgeServerSetup, address: str, key: str) -> tuple[subprocess.Popen[bytes], int]:

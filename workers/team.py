@@ -234,7 +234,6 @@ def _make_judge_server(team: TeamConfig, hosting: Hosting) -> JudgeServerGroup:
         hosting,
         role="judge",
         arguments=[(setup,)] * sum(place.role == "judge" for place in hosting.places),
-        concurrency=2,  # one of them watches
     )
 
 
@@ -248,7 +247,6 @@ def _make_judges(
     secrets: dict[str, str] = {}
     if len(judge):
         endpoint = judge.endpoint()
-        judge.watch()
         rewards, secrets = with_endpoint(rewards, endpoint), {KEY_ENV: endpoint.key}
     config, judges = team.reward, team.reward.workers if team.rollout_workers else 0
     budget = team.train.tokens_per_micro_batch

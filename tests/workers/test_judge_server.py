@@ -148,10 +148,10 @@ def test_nothing_is_left_after_it_is_closed(fake: Callable[[str], JudgeServer]) 
     server = fake("kind")
     processes = descendants_of(os.getpid()) - before
     assert len(processes) >= 2
+    server.check()
     server.close()
     server.close()
     assert are_gone(processes)
-    server.watch()  # it was meant to end
 
 
 def test_nothing_is_left_after_its_owner_is_killed() -> None:
@@ -167,8 +167,8 @@ def test_a_server_that_dies_is_told_and_its_own_processes_die_with_it(fake: Call
         processes = descendants_of(os.getpid()) - before
         [leader] = [process for process in processes if "--served-model-name" in shown_by_ps(process)]
         os.kill(leader, signal.SIGKILL)
-        with pytest.raises(JudgeDied, match=r"the judge organisation/kind died: killed by SIGKILL"):
-            server.watch()
+        with pytest.raises(JudgeDied, match=r"organisation/kind cannot be asked any more: .* killed by SIGKILL"):
+            server.check()
         assert are_gone(processes)
 
 
