@@ -7,6 +7,7 @@ else: each dies with the one that started it, and so all of them with the run, h
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -30,7 +31,6 @@ if __name__ in ("__main__", "__mp_main__"):  # the server, and what it starts by
 def main() -> None:
     pipe, address, *settings = sys.argv[1:]
     # vLLM takes seconds to import, and its other processes need none of this.
-    import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.serve.middleware import authenticate
@@ -46,7 +46,7 @@ def main() -> None:
     validate_parsed_serve_args(args)
     os.write(int(pipe), str(port).encode())
     os.close(int(pipe))
-    uvloop.run(run_server_worker(f"http://{address}:{port}", listener, args))
+    asyncio.run(run_server_worker(f"http://{address}:{port}", listener, args))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from workers.reward_worker import limits_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-BLANK = ROOT / "examples" / "nano" / "blank"
 OWNER = """
 import json, sys, time
 from workers import judge_server
@@ -209,11 +207,11 @@ def owner(server: str, judge: JudgeConfig) -> Iterator[tuple[subprocess.Popen, d
 
 @pytest.mark.slow
 def test_vllm_answers_who_has_the_key_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a tiny model with random weights, whose replies hold no verdict: that is a failure, and no zero."""
     judge = JudgeConfig(
-        model=tiny_judge(tmp_path / "judge"),
+        model=str(judge_model),
         precision=Precision.FLOAT32,
         context_length=4096,
         max_reply_tokens=16,
@@ -227,9 +225,9 @@ def test_vllm_answers_who_has_the_key_and_leaves_nothing_behind(
             assert httpx.post(f"{root}{path}", json={}, trust_env=False).status_code == 401, path
         with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {told['key']}"}) as client:
             [served] = client.get(f"{root}/v1/models").json()["data"]
-            question = {"model": "judge", "messages": [{"role": "user", "content": "12+34="}], "max_tokens": 5}
+            question = {"model": "nano-judge", "messages": [{"role": "user", "content": "12+34="}], "max_tokens": 5}
             reply = client.post(f"{root}/v1/chat/completions", json=question).json()
-        assert (served["id"], served["max_model_len"]) == ("judge", 4096)
+        assert (served["id"], served["max_model_len"]) == ("nano-judge", 4096)
         assert reply["choices"][0]["message"]["role"] == "assistant" and reply["usage"]["completion_tokens"] <= 5
         monkeypatch.setenv(KEY_ENV, told["key"])
         endpoint = JudgeEndpoint(url=told["url"], model=told["model"], key=told["key"])
@@ -238,15 +236,3 @@ def test_vllm_answers_who_has_the_key_and_leaves_nothing_behind(
         assert not any(told["key"] in shown_by_ps(one) for one in told["processes"])
         process.kill()
         assert are_gone(set(told["processes"]))
-
-
-def tiny_judge(folder: Path) -> str:
-    """The nano architecture with random weights, and room for a question."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shutil.copytree(BLANK, folder)
-    config = AutoConfig.from_pretrained(BLANK, max_position_embeddings=4096)
-    torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return str(folder)
