@@ -214,7 +214,11 @@ class Config:
             critic=replace(self.critic, path=_from_anywhere(self.critic.path)),
             tuning=replace(self.tuning, adapters=[_from_anywhere(path) for path in self.tuning.adapters]),
             rollout=self.rollout,
-            reward=replace(self.reward, model=_from_anywhere(self.reward.model)),
+            reward=replace(
+                self.reward,
+                model=_from_anywhere(self.reward.model),
+                judge=replace(self.reward.judge, model=_from_anywhere(self.reward.judge.model)),
+            ),
             cluster=self.cluster,
             seed=self.run.seed,
             policy_updates=policy_steps * updates,
@@ -254,6 +258,8 @@ def _load(argv: Sequence[str], checked: Callable[[Config], None]) -> Config:
         config.critic.path = _found_from_anywhere(config.critic.path)
     if config.reward.model:
         config.reward.model = _found_from_anywhere(config.reward.model)
+    if config.reward.judge.model:
+        config.reward.judge.model = _found_from_anywhere(config.reward.judge.model)
     try:
         checked(config)
         config.sizes = _sizes_of_path(composed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.algorithms.base import Algorithm, Objective
 from engine.config_error import ConfigError
 from engine.model_checks import check_model, models_of
-from engine.reward_checks import check_reward, check_reward_model
+from engine.reward_checks import check_judge, check_judge_model, check_reward, check_reward_model
 from engine.rows_checks import check_rows
 from engine.tuning_checks import check_earlier_adapters, check_tuning
 from workers.config import Precision, Weights
@@ -36,6 +37,12 @@ ABOVE_ZERO = (
     "reward.workers",
     "reward.processes",
     "reward.timeout_s",
+    "reward.judge.context_length",
+    "reward.judge.max_reply_tokens",
+    "reward.judge.max_running",
+    "reward.judge.gpus",
+    "reward.judge.gpu_memory_share",
+    "reward.judge.kv_cache_gib",
     "evaluation.samples_per_prompt",
     "cluster.gpus_per_trainer",
     "cluster.gpus_per_engine",
@@ -73,6 +80,7 @@ SHARES = (
     "train.warmup_share",
     "rollout.gpu_memory_share",
     "reward.max_failure_fraction",
+    "reward.judge.gpu_memory_share",
 )
 
 
@@ -83,6 +91,7 @@ def check(config: Config) -> None:
     for key in models_of(config):
         check_model(config, key)
     check_reward_model(config)
+    check_judge_model(config)
     check_earlier_adapters(config)
 
 
@@ -138,8 +147,8 @@ def _check_numbers(config: Config) -> None:
 
 
 def _value(config: Config, key: str) -> float:
-    section, name = key.split(".")
-    return vars(vars(config)[section])[name]
+    *sections, name = key.split(".")
+    return getattr(functools.reduce(getattr, sections, config), name)
 
 
 def _check_model(config: Config) -> None:
@@ -236,6 +245,7 @@ def _check_rollouts(config: Config) -> None:
             advice="Set model.context_length to the longest prompt and the longest response together.",
         )
     check_reward(config)
+    check_judge(config)
 
 
 def _check_batch(config: Config) -> None:

@@ -79,18 +79,21 @@ def devices_of(team: TeamConfig) -> tuple[tuple[Place, ...], ...]:
 def _device_fits(config: Config, devices: Sequence[Sequence[Place]], card_bytes: float) -> bool:
     """Whether each of the devices would do with a card of this size."""
     share = config.rollout.gpu_memory_share * card_bytes
+    judge_share = config.reward.judge.gpu_memory_share * card_bytes
     return all(
-        device_need(config, places, engine_share=share) <= card_bytes
+        device_need(config, places, engine_share=share, judge_share=judge_share) <= card_bytes
         and all(need_of(place.role, config).working <= share for place in places if place.role == "rollout")
+        and all(need_of(place.role, config).resident <= judge_share for place in places if place.role == "judge")
         for places in devices
     )
 
 
-def device_need(config: Config, places: Sequence[Place], *, engine_share: float) -> float:
-    """Bytes of one GPU: everybody's at rest, and the largest turn. An engine takes its share, needed or not."""
+def device_need(config: Config, places: Sequence[Place], *, engine_share: float, judge_share: float = 0.0) -> float:
+    """Bytes of one GPU: everybody's at rest, and the largest turn. Engine and judge take their shares in any case."""
     needs = [(place.role, need_of(place.role, config)) for place in places]
     turns = [max(need.working, engine_share) if role == "rollout" else need.working for role, need in needs]
-    return sum(need.resident for _, need in needs) + max(turns, default=0.0)
+    rests = [max(need.resident, judge_share) if role == "judge" else need.resident for role, need in needs]
+    return sum(rests) + max(turns, default=0.0)
 
 
 # ----------------------------------------------------------------------------- in words
@@ -168,6 +171,8 @@ def _advice(config: Config, machine: Machine) -> str:
     ways.append("train.tokens_per_micro_batch=<less> and model.context_length=<less> need less")
     if config.team().reference:
         ways.append("algo.kl_coef=0 needs no reference")
+    if any(place.role == "judge" for place in places_for(config.team())):
+        ways.append("a judge at an endpoint elsewhere (a function's arguments.url) needs nothing here")
     return "; ".join(ways) + "."
 
 
@@ -181,6 +186,7 @@ def _splits(config: Config, gpus: int) -> Iterator[list[str]]:
     team = config.team()
     if team.has_critic and not team.shares_devices:
         frozen = team.reference + (team.reward.workers if team.reward.model else 0)
+        frozen += math.ceil(sum(place.gpus for place in places_for(team) if place.role == "judge"))
         for ranks in range((gpus - frozen - 1) // 2, 0, -1):
             yield [f"train.ranks={ranks}", f"rollout.engines={gpus - frozen - 2 * ranks}"]
 

@@ -10,11 +10,12 @@ from typing import Any
 from engine.data.base import BadRow, RowError
 from engine.data.rows import clipped
 from rewards.item import Item
-from rewards.load import RewardError, build_reward, listed, nearest, read_reward
+from rewards.load import RewardError, build_reward, check_columns, listed, nearest, read_reward
 from rewards.score import ANSWER_CHECK, Failure, FailureKind, answers_checked_by
 from rewards.spec import ROUTING_COLUMN, RewardSpec
 from workers.canary import Canary, try_out
-from workers.config import FunctionConfig, RewardConfig
+from workers.config import FunctionConfig, JudgeConfig, RewardConfig
+from workers.judge_endpoint import arguments_of, asks_own_judge, name_of, waits_for_judge
 from workers.records import Prompt
 from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
@@ -36,7 +37,7 @@ def reward_specs(reward: RewardConfig) -> tuple[RewardSpec, ...]:
     named = ({"": alone} if reward.function else {}) | reward.functions
     for name, config in named.items():
         _check_plain(config.arguments, f"reward.functions.{name}.arguments" if name else "reward.arguments")
-    return tuple(_spec(name, config) for name, config in named.items())
+    return tuple(_spec(name, config, reward.judge) for name, config in named.items())
 
 
 def _check_plain(arguments: Mapping[str, Any], where: str) -> None:
@@ -62,13 +63,14 @@ def _strange(value: object) -> list[object]:
     return [] if value is None or type(value) in (str, bool, int, float) else [value]
 
 
-def _spec(name: str, config: FunctionConfig) -> RewardSpec:
+def _spec(name: str, config: FunctionConfig, judge: JudgeConfig) -> RewardSpec:
     source = read_reward(config.function)
+    asks = bool(judge.model) and asks_own_judge(config.function, config.arguments)
     return RewardSpec(
         name=name or source.name,
         source=source,
         convention=config.convention,
-        arguments=config.arguments,
+        arguments=arguments_of(judge, config.arguments) if asks else config.arguments,
         weight=config.weight,
         data_sources=tuple(config.data_sources),
         abstains=config.abstains,
@@ -90,12 +92,18 @@ def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tupl
 def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Sequence[Canary]) -> tuple[str, ...]:
     """Try each function as a reward worker will, in a process of its own, with the same limits: a line for each.
 
-    Raises RewardError for a broken one.
+    Those that wait for the run's own judge are imported only, and tried where rewards run, when it is up. Raises
+    RewardError for a broken one.
     """
     if not specs:
         return ()
+    waiting = [canary for canary in canaries if waits_for_judge(specs[canary.function])]
+    for canary in waiting:
+        check_columns(specs[canary.function], canary.empty.row)
     with closing(RewardPool(specs, limits_of(reward), processes=1)) as pool:
-        return try_out(pool, specs, canaries)
+        tried = try_out(pool, specs, [canary for canary in canaries if canary not in waiting])
+    names = (specs[canary.function].source.spec for canary in waiting)
+    return (*tried, *(f"reward {name}: tried when its judge {name_of(reward.judge)} is up" for name in names))
 
 
 class AnswerCheck:

@@ -24,6 +24,8 @@ def models_of(config: Config) -> dict[str, str]:
         own["critic.path"] = config.critic.path
     if config.algo.online and config.reward.model:
         own["reward.model"] = config.reward.model
+    if config.algo.online and config.reward.judge.model:
+        own["reward.judge.model"] = config.reward.judge.model
     return own
 
 
@@ -57,10 +59,14 @@ def check_model(config: Config, key: str) -> None:
 
 def check_sizes(config: Config, key: str, sizes: ModelSizes) -> None:
     """What the own sizes of the model at this key forbid; nothing where they are not known."""
-    context, path = config.model.context_length, models_of(config)[key]
+    if key == "reward.judge.model":  # the only one that reads more than a prompt and its response
+        length_key, context = "reward.judge.context_length", config.reward.judge.context_length
+    else:
+        length_key, context = "model.context_length", config.model.context_length
+    path = models_of(config)[key]
     if 0 < sizes.positions < context:
         raise ConfigError(
-            f"model.context_length is {context}, and {path} was made for at most {sizes.positions} tokens.",
-            keys=("model.context_length", key),
-            advice=f"Set model.context_length={sizes.positions} or less.",
+            f"{length_key} is {context}, and {path} was made for at most {sizes.positions} tokens.",
+            keys=(length_key, key),
+            advice=f"Set {length_key}={sizes.positions} or less.",
         )

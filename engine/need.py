@@ -18,6 +18,7 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     critic     as the trainer, without logits; of the policy's size unless critic.path is another model.
     reference  weights; one layer's activations; logits three times.
     reward     nothing for a function; for a reward model its weights and one layer's activations.
+    judge      as an engine that never sleeps; on several GPUs each has its part.
 
 Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
 default run) it is right within a quarter.
@@ -26,6 +27,7 @@ default run) it is right within a quarter.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -48,6 +50,7 @@ QUANTIZED_BYTES = {Quantization.NF4: 0.53, Quantization.FP4: 0.53, Quantization.
 CUDA_PROCESS_BYTES = 1e9
 """Of a process that uses a GPU, before its first tensor."""
 CPU_PROCESS_BYTES = {"policy": 0.45e9, "critic": 0.45e9, "rollout": 0.8e9, "reference": 0.3e9, "reward": 0.2e9}
+CPU_PROCESS_BYTES |= {"judge": 1.5e9}  # three processes: the worker, the HTTP server and the engine
 """Of a worker that holds no model yet: Python and its libraries."""
 
 
@@ -202,6 +205,20 @@ def _judge(config: Config) -> Need:
     return Need(resident=weight_bytes(of_model), working=_micro_batch_tokens(config) * layer)
 
 
+def _judge_server(config: Config) -> Need:
+    judge = config.reward.judge
+    served = replace(
+        config,
+        sizes=_sizes_at(judge.model, "reward.judge.model") or config.sizes,
+        model=replace(config.model, precision=judge.precision, context_length=judge.context_length),
+        rollout=replace(config.rollout, max_running=judge.max_running, kv_cache_gib=judge.kv_cache_gib),
+    )
+    engine = _engine(served)
+    if config.cluster.device is Device.CPU:
+        return engine
+    return Need(resident=engine.peak / math.ceil(judge.gpus), working=0.0)
+
+
 def _micro_batch_tokens(config: Config) -> int:
     """A sequence that is longer than the budget gets a pass of its own."""
     return max(config.train.tokens_per_micro_batch, config.model.context_length)
@@ -228,3 +245,4 @@ def _buckets(config: Config) -> float:
 
 
 NEEDS = {"policy": _policy, "critic": _critic, "rollout": _engine, "reference": _reference, "reward": _judge}
+NEEDS |= {"judge": _judge_server}

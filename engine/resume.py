@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workers.team import Workers
 
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
+MAY_CHANGE += ("reward.judge.max_running", "reward.judge.gpus")
 """Settings that do not decide what is learned."""
 
 

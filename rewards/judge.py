@@ -1,4 +1,5 @@
-"""A language model as the judge, behind any OpenAI-compatible endpoint (`url=http://<host>:8000/v1`).
+"""A language model as the judge, behind any OpenAI-compatible endpoint (`url=http://<host>:8000/v1`), or served beside
+the run (`reward.judge.model`), which then says `url`, `model` and `key_env` itself.
 
 A response is quoted to the judge between marks made from a hash of it, and the judge must repeat that hash in its
 verdict: a response cannot close the quotation, and a verdict that it holds is not taken for the judge's own. A reply
@@ -33,7 +34,7 @@ class Judge:
     """How the judge is asked.
 
     Example:
-        Judge(url="http://10.0.0.7:8000/v1", model="qwen2.5-72b", headers={}, votes=3, retries=4,
+        Judge(url="http://10.0.0.7:8000/v1", model="qwen2.5-72b", headers={}, votes=3, max_tokens=1024, retries=4,
               request_timeout_s=60.0)
     """
 
@@ -41,6 +42,8 @@ class Judge:
     model: str
     headers: Mapping[str, str]
     votes: int
+    max_tokens: int
+    """Of a reply."""
     retries: int
     request_timeout_s: float
 
@@ -52,7 +55,7 @@ class Judge:
         body: dict[str, object] = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": MAX_REPLY_TOKENS,
+            "max_tokens": self.max_tokens,
             "temperature": 1.0 if self.votes > 1 else 0.0,
             "seed": seed,
         }
@@ -80,6 +83,7 @@ async def rubric(
     rubric: str = RUBRIC,
     scale: int = 10,
     votes: int = 1,
+    max_tokens: int = MAX_REPLY_TOKENS,
     key_env: str = "",
     retries: int = 4,
     request_timeout_s: float = 60.0,
@@ -97,6 +101,7 @@ async def rubric(
         model=model,
         headers=headers_for(key_env),
         votes=votes,
+        max_tokens=max_tokens,
         retries=retries,
         request_timeout_s=request_timeout_s,
     )
@@ -124,6 +129,7 @@ async def preferred(
     model: str,
     rubric: str = PREFERENCE,
     votes: int = 1,
+    max_tokens: int = MAX_REPLY_TOKENS,
     key_env: str = "",
     retries: int = 4,
     request_timeout_s: float = 60.0,
@@ -142,6 +148,7 @@ async def preferred(
         model=model,
         headers=headers_for(key_env),
         votes=votes,
+        max_tokens=max_tokens,
         retries=retries,
         request_timeout_s=request_timeout_s,
     )

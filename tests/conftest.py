@@ -63,6 +63,20 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano architecture with random weights, and room for what a judge is asked."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "nano-judge"
+    shutil.copytree(BLANK, folder)
+    config = AutoConfig.from_pretrained(BLANK, max_position_embeddings=4096)
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vllm_tied(tied_model: Path) -> Iterator[Served]:
     yield from _serve(EngineKind.VLLM, tied_model)
 

@@ -260,6 +260,27 @@ class FunctionConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A language model that vLLM serves beside the run, for functions of `rewards.judge` that name no url."""
+
+    model: str = ""
+    """A Hugging Face folder or hub id of a model with a chat template. Empty: none."""
+    precision: Precision = Precision.BFLOAT16
+    context_length: int = 8192
+    """Most tokens of what it is asked and its reply together."""
+    max_reply_tokens: int = 1024
+    """Of a reply, where a function does not say it (max_tokens)."""
+    max_running: int = 64
+    """Most replies that it writes together."""
+    gpus: float = 1.0
+    """That it takes: a share of one, or several whole ones, each with a part of every layer."""
+    gpu_memory_share: float = 0.9
+    """Of each of its GPUs: weights and key-value cache together."""
+    kv_cache_gib: float = 1.0
+    """CPU memory for its key-value cache."""
+
+
+@dataclass
 class RewardConfig:
     """How responses are judged."""
 
@@ -293,6 +314,7 @@ class RewardConfig:
     """That a process may take to judge; what needs more is a failure. 0: no limit."""
     max_failure_fraction: float = 0.05
     """The run stops when more than this share of a step's responses could not be judged."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass

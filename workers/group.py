@@ -60,10 +60,11 @@ class WorkerGroup:
         role: str,
         arguments: Sequence[tuple[Any, ...]],
         environment: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
         concurrency: int = 1,
     ) -> None:
-        """`arguments`: what each copy is constructed from; one bundle of the role for each. `concurrency`: calls that a
-        copy answers side by side, on threads."""
+        """`arguments`: what each copy is constructed from; one bundle of the role for each. `secrets`: variables of its
+        environment that no log may hold. `concurrency`: calls that a copy answers side by side, on threads."""
         self.role = role
         self._hosting = hosting
         bundles = [index for index, place in enumerate(hosting.places) if place.role == role]
@@ -79,7 +80,7 @@ class WorkerGroup:
                     placement_group=hosting.placement, placement_group_bundle_index=bundle
                 ),
             )
-            .remote(name, str(hosting.roster.log_path(name)), *own)
+            .remote(name, str(hosting.roster.log_path(name)), dict(secrets or {}), *own)
             for bundle, name, own in zip(bundles, self._names, arguments, strict=True)
         ]
         for name, actor in zip(self._names, self._actors, strict=True):
@@ -284,8 +285,9 @@ def _logged(worker_class: type) -> type:
     """The worker, with a name of its own and everything that its process prints going to a file of its own."""
 
     class Logged(worker_class):
-        def __init__(self, name: str, log_path: str, *arguments: Any) -> None:
+        def __init__(self, name: str, log_path: str, secrets: dict[str, str], *arguments: Any) -> None:
             self._name_in_run = name
+            os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
             super().__init__(*arguments)
 

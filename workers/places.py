@@ -34,6 +34,8 @@ def places_for(team: TeamConfig) -> tuple[Place, ...]:
     if team.rollout_workers:
         roles += [("rollout", team.rollout.engines, engine_gpus)]
         roles += [("reward", team.reward.workers, trainer_gpus if team.reward.model else 0.0)]
+        if team.reward.judge.model:
+            roles += [("judge", 1, team.reward.judge.gpus if on_gpu else 0.0)]
     if team.reference:
         roles += [("reference", 1, trainer_gpus)]
     return tuple(

@@ -67,3 +67,13 @@ def kill(processes: Iterable[int]) -> None:
 def kill_group(leader: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
+
+
+def kill_tree(leader: int) -> None:
+    """A process, its group, and all that descends from it, each with its group. It must not have been waited for: its
+    number could be another process's by now."""
+    descendants = descendants_of(leader)
+    kill_group(leader)
+    for process in descendants:
+        kill_group(process)
+    kill([leader, *descendants])

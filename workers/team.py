@@ -27,6 +27,9 @@ from workers.group import (
     RolloutGroup,
     WorkerGroup,
 )
+from workers.judge_endpoint import KEY_ENV, with_endpoint
+from workers.judge_group import JudgeServerGroup
+from workers.judge_server import JudgeServer, JudgeServerSetup
 from workers.judge_worker import JudgeWorker, judge_setup
 from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
@@ -62,16 +65,22 @@ class Workers:
     reference: ReferenceGroup
     rollout: RolloutGroup
     reward: RewardGroup
+    judge: JudgeServerGroup
+    """The language model that reward functions ask."""
     shares_devices: bool
     """Whether trainers and rollout engines live on the same GPUs and take turns."""
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """The rollout engines have the devices. With devices of their own, nothing to do."""
+        """The rollout engines have the devices. With devices of their own, nothing to do.
+
+        Raises, at the end, what ended the judge's server, where functions ask one.
+        """
         if self.shares_devices:
             self.policy.offload()
             self.critic.offload()
-        yield
+        with self.judge.needed():
+            yield
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -122,10 +131,12 @@ def start_workers(
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        # Before any other model is loaded, the functions are tried where they will run.
-        reward = _make_judges(team, rewards, canaries, hosting)
+        # Before any other model is loaded, the functions are tried where they will run; the judge that they ask is up.
+        judge = _make_judge_server(team, hosting)
+        _await_all([judge], hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
+        reward = _make_judges(team, rewards, canaries, judge, hosting)
         _await_all([reward], hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
-        workers = _make_workers(team, reward, hosting, meeting)
+        workers = _make_workers(team, reward, judge, hosting, meeting)
         groups = [workers.policy, workers.critic, workers.rollout, workers.reference]
         _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         yield workers
@@ -155,7 +166,9 @@ def critic_setup(team: TeamConfig) -> TrainerSetup:
     )
 
 
-def _make_workers(team: TeamConfig, reward: RewardGroup, hosting: Hosting, meeting: MeetingPoint) -> Workers:
+def _make_workers(
+    team: TeamConfig, reward: RewardGroup, judge: JudgeServerGroup, hosting: Hosting, meeting: MeetingPoint
+) -> Workers:
     policy, critic = policy_setup(team), critic_setup(team)
 
     def ranks(role: str) -> list[RankInfo]:
@@ -199,6 +212,7 @@ def _make_workers(team: TeamConfig, reward: RewardGroup, hosting: Hosting, meeti
             * int(team.reference),
         ),
         reward=reward,
+        judge=judge,
         shares_devices=team.shares_devices,
     )
 
@@ -208,9 +222,32 @@ def _of_critic(team: TeamConfig) -> TuningConfig:
     return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
 
 
+def _make_judge_server(team: TeamConfig, hosting: Hosting) -> JudgeServerGroup:
+    setup = JudgeServerSetup(
+        judge=team.reward.judge,
+        device=team.cluster.device,
+        seed=team.seed,
+        only_here=sum(node["Alive"] for node in ray.nodes()) == 1,
+    )
+    return JudgeServerGroup(
+        JudgeServer,
+        hosting,
+        role="judge",
+        arguments=[(setup,)] * sum(place.role == "judge" for place in hosting.places),
+    )
+
+
 def _make_judges(
-    team: TeamConfig, rewards: Sequence[RewardSpec], canaries: Sequence[Canary], hosting: Hosting
+    team: TeamConfig,
+    rewards: Sequence[RewardSpec],
+    canaries: Sequence[Canary],
+    judge: JudgeServerGroup,
+    hosting: Hosting,
 ) -> RewardGroup:
+    secrets: dict[str, str] = {}
+    if len(judge):
+        endpoint = judge.endpoint()
+        rewards, secrets = with_endpoint(rewards, endpoint), {KEY_ENV: endpoint.key}
     config, judges = team.reward, team.reward.workers if team.rollout_workers else 0
     budget = team.train.tokens_per_micro_batch
     setup = judge_setup(team.model, config, team.cluster.device, tokens_per_micro_batch=budget)
@@ -219,6 +256,7 @@ def _make_judges(
         hosting,
         role="reward",
         arguments=[(rewards, canaries, setup if config.model else config)] * judges,
+        secrets=secrets,
         concurrency=config.processes + 1,
     )
 

@@ -18,19 +18,11 @@ from workers.records import Completion, Span, Stop, WeightManifest, WeightReceip
 from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
 from workers.tuned_weights import write_adapter
+from workers.vllm_environment import CPU_ENVIRONMENT, VLLM_ENVIRONMENT
 from workers.weight_sync import has_base, read_adapter_tensors
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
-
-VLLM_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine stays in this process: requests stream without a second hop
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are ours to set, per worker
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CONFIGURE_LOGGING": "1",
-}
-CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}
-"""On CPU the first request with log-probs would compile C++ for many seconds."""
 
 PROMPT_TOKENS_A_STEP = 8192
 """Most prompt tokens that one decoding step reads, unless the context is longer."""
