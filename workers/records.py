@@ -211,7 +211,7 @@ class Group:
         return self.rollouts if self.greedy is None else (*self.rollouts, self.greedy)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Between processes a group is its texts and four arrays, not two arrays and as many records a response."""
+        """Between processes a group is its texts and three arrays, not two arrays and more records a response."""
         responses = self.responses
         spans = [(span.start, span.end, span.sampled, span.version) for own in responses for span in own.spans]
         return _unpacked, (
