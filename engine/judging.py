@@ -21,6 +21,8 @@ from workers.reward_pool import RewardPool
 from workers.reward_worker import limits_of
 
 ANSWER = "answer"
+MOST_SOURCES = 16
+"""That a function is tried on."""
 ANSWERS_AT_ONCE = 256
 """That a person's check is asked about in one call, which has a response's time."""
 
@@ -80,13 +82,26 @@ def _spec(name: str, config: FunctionConfig, judge: JudgeConfig) -> RewardSpec:
 
 
 def canaries_for(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> tuple[Canary, ...]:
-    """One for each function that judges a row, of the first row that it judges."""
-    first = [next((prompt for prompt in prompts if spec.judges(prompt.row)), None) for spec in specs]
+    """For each function the first row that it judges; for a person's the first of every data source, on which its code
+    may depend."""
     return tuple(
         Canary(function=number, empty=_tried(prompt, ""), right=_tried(prompt, prompt.answer))
-        for number, prompt in enumerate(first)
-        if prompt is not None
+        for number, spec in enumerate(specs)
+        for prompt in _first_of_sources(spec, prompts)[: 1 if is_of_the_house(spec) else MOST_SOURCES]
     )
+
+
+def _first_of_sources(spec: RewardSpec, prompts: Sequence[Prompt]) -> list[Prompt]:
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if spec.judges(prompt.row):
+            first.setdefault(str(prompt.row.get(ROUTING_COLUMN)), prompt)
+    return list(first.values())
+
+
+def is_of_the_house(spec: RewardSpec) -> bool:
+    """Whether it comes along, rather than being a person's."""
+    return spec.source.spec.startswith("rewards.")
 
 
 def try_rewards(specs: Sequence[RewardSpec], reward: RewardConfig, canaries: Sequence[Canary]) -> tuple[str, ...]:
@@ -112,7 +127,7 @@ class AnswerCheck:
     def __init__(self, specs: Sequence[RewardSpec], reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
         """`prompts`: all that it will be asked about. Raises RewardError where a person's own check is broken."""
         self._specs, self._has_model = tuple(specs), bool(reward.model)
-        house = [spec for spec in specs if spec.source.spec.startswith("rewards.")]
+        house = [spec for spec in specs if is_of_the_house(spec)]
         checks = {spec.name: getattr(build_reward(spec.source), ANSWER_CHECK, None) for spec in house}
         # A person's file is imported in processes that can be killed, so its check is asked about all answers at once.
         others = [spec for spec in specs if spec not in house and _may_check(spec)]

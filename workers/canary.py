@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rewards.item import Item
 from rewards.load import RewardError, check_columns, listed
 from rewards.score import Failure, FailureKind, Judgement, Score
-from rewards.spec import Convention, RewardSpec
+from rewards.spec import ROUTING_COLUMN, Convention, RewardSpec
 from workers.reward_pool import RewardPool
 
 BROKEN = (
@@ -44,20 +44,24 @@ def try_out(pool: RewardPool, specs: Sequence[RewardSpec], canaries: Sequence[Ca
     Example of a line:
         reward my.py:compute_score (verl): an empty response scores 0, the first answer 1
     """
-    lines = tuple(_try(pool, specs[canary.function], canary) for canary in canaries)
-    tried = [(specs[canary.function].convention, pool.convention(canary.function)) for canary in canaries]
-    return (*lines, HOW_TO_NAME) if any(said is Convention.AUTO and saw in FOREIGN for said, saw in tried) else lines
+    lines: dict[int, str] = {}
+    for canary in canaries:  # the first one of a function speaks for it
+        lines.setdefault(canary.function, _try(pool, specs[canary.function], canary))
+    is_seen = any(specs[n].convention is Convention.AUTO and pool.convention(n) in FOREIGN for n in lines)
+    return (*lines.values(), *([HOW_TO_NAME] if is_seen else []))
 
 
 def _try(pool: RewardPool, spec: RewardSpec, canary: Canary) -> str:
-    check_columns(spec, canary.empty.row)
+    row = canary.empty.row
+    check_columns(spec, row)
     of_empty, of_right = pool.judge(canary.function, [canary.empty, canary.right]).result()
     for item, judgement in ((canary.empty, of_empty), (canary.right, of_right)):
         if isinstance(judgement, Failure) and judgement.kind in BROKEN:
-            tried = "an empty response" if item is canary.empty else "the first row's answer as the response"
+            tried = "an empty response" if item is canary.empty else "a row's answer as the response"
+            source = f" of {ROUTING_COLUMN} {row[ROUTING_COLUMN]!r}" if ROUTING_COLUMN in row else ""
             raise RewardError(
                 f"{spec.source.spec} failed ({judgement.kind.value}) when tried with {tried}, the answer "
-                f"{item.answer!r} and the columns {listed(item.row)}:\n{judgement.reason}"
+                f"{item.answer!r}{source} and the columns {listed(row)}:\n{judgement.reason}"
             )
     called = f"{spec.source.spec} ({pool.convention(canary.function).value})"
     return f"reward {called}: an empty response scores {_told(of_empty)}, the first answer {_told(of_right)}"

@@ -58,7 +58,20 @@ def test_each_is_tried_on_the_first_row_that_it_judges_and_what_it_gave_is_told(
         f"reward {tmp_path / 'mine.py'}:f (native): an empty response scores 0, the first answer 1",
         "reward rewards.math:correct (native): an empty response scores 0, the first answer 0",
     ]
-    assert [canary.empty.row["data_source"] for canary in task.canaries] == ["sums", "math"]
+    tried = [(canary.function, canary.empty.row["data_source"]) for canary in task.canaries]
+    assert tried == [(0, "sums"), (0, "math"), (1, "math")]  # one of one's own on every source, one of ours on one
+
+
+def test_a_function_that_knows_some_data_sources_only_is_told_of_the_others(tmp_path: Path) -> None:
+    text = """
+def f(data_source, solution_str, ground_truth, extra_info=None):
+    if data_source == "sums":
+        return float(solution_str == ground_truth)
+    raise NotImplementedError(f"Reward function is not implemented for {data_source=}")
+"""
+    with pytest.raises(RewardError, match=r"of data_source 'math' and the columns data_source:(.|\n)*NotImplemented"):
+        prepare_online(config_of(tmp_path, text))
+    prepare_online(config_of(tmp_path, text, rows=ROWS[:1]))
 
 
 def test_whose_convention_a_function_follows_is_told_and_once_that_it_was_seen(tmp_path: Path) -> None:
@@ -105,7 +118,7 @@ def test_arguments_are_plain_values(tmp_path: Path, arguments: dict[str, object]
         ("import os; os._exit(3)", "exited with code 3"),
         ("return [1, 2]", "misshaped"),
         ("while True: pass", "timeout"),
-        ("return 1 / (response != answer)", "the first row's answer as the response"),
+        ("return 1 / (response != answer)", "a row's answer as the response"),
     ],
 )
 def test_a_broken_one_is_told_before_anything_starts(tmp_path: Path, body: str, said: str) -> None:
