@@ -347,7 +347,7 @@ def _state() -> dict[str, int]:
         "fds": len(os.listdir("/proc/self/fd")),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "cgroups": len(groups),
-        "folders": len(list(Path(tempfile.gettempdir()).glob("heliostat-sandbox-*"))),
+        "folders": len(list(Path(tempfile.gettempdir()).glob(f"heliostat-sandbox-{os.getpid()}-*"))),
     }
 
 
