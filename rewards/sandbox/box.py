@@ -194,7 +194,7 @@ class _Slot:
         self.control = mine
         memory_mb, processes = self.limits.memory_mb + BEYOND_MEMORY_MB, self.limits.processes + OWN_PROCESSES
         self.groups = cgroups.make(self.number, memory_mb=memory_mb, processes=processes)
-        root = tempfile.mkdtemp(prefix="heliostat-sandbox-")
+        root = tempfile.mkdtemp(prefix=f"heliostat-sandbox-{os.getpid()}-")
         settings = {
             "parent": os.getpid(),
             "code": CODE,

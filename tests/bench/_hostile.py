@@ -100,6 +100,8 @@ CLASSES = FORGING | CONTAINED
 KILLED_BY_US = -signal.SIGUSR1
 BURNS_S = 0.25
 """What a hostile program may use; an honest one has seconds."""
+LATE_S = 5.0
+"""Beyond that: a busy machine may take seconds to get round to ending a program, but none goes on."""
 CHOICES = {
     "kind": ("int", "str", "float", "object", "list", "dict"),
     "pick": ("L()", "L([1])", "S()", "S('1')", "[L()]", "{L: S()}"),
@@ -209,7 +211,7 @@ class Trial:
         else:
             outcome = self.sandbox.script(source, stdin=case.stdin, timeout_s=BURNS_S)
             won = code._prints(case, outcome)
-        self.late += time.monotonic() - started > 2 * BURNS_S + 0.5
+        self.late += time.monotonic() - started > BURNS_S + LATE_S
         if won:
             self.rewarded += 1
             self.problems.append(f"rewarded: {number} {name}")
@@ -347,7 +349,7 @@ def _state() -> dict[str, int]:
         "fds": len(os.listdir("/proc/self/fd")),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "cgroups": len(groups),
-        "folders": len(list(Path(tempfile.gettempdir()).glob("heliostat-sandbox-*"))),
+        "folders": len(list(Path(tempfile.gettempdir()).glob(f"heliostat-sandbox-{os.getpid()}-*"))),
     }
 
 

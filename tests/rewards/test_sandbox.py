@@ -93,7 +93,7 @@ def tried(user: int, hostile: int, honest: int) -> dict[str, object]:
 
 def check(found: dict[str, object], user: int) -> None:
     wrong = ("rewarded", "escaped", "honest_wrong", "late", "left_behind", "connects", "markers")
-    assert not any(found[name] for name in wrong), found
+    assert not {name: found[name] for name in wrong if found[name]}, found["problems"]
     assert found["uid"] == user and found["classes"] >= 30
     assert set(REQUIRED) <= set(found["layers"])
 
