@@ -30,7 +30,7 @@ SMALL = (
     "run.tensorboard=false",
 )
 WITHOUT_WEIGHT = ("reward.functions.taste.weight=0", "run.steps=1000")
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 
 
 def processes_of(model: Path) -> set[int]:
