@@ -108,10 +108,9 @@ def test_numbers_that_cannot_be_are_told(tmp_path: Path, setting: str, told: str
 
 def test_a_function_that_waits_for_it_is_not_asked_before_it_is_up_and_that_is_told(tmp_path: Path) -> None:
     task = prepare_online(with_judge(judge(tmp_path / "judge"), "reward.functions.taste.arguments.votes=3"))
-    assert [remark for remark in task.remarks if remark.startswith("reward ")] == [
-        "reward rewards.number:exact: an empty response scores 0, the first answer 1",
-        "reward rewards.judge:rubric: tried when its judge judge is up",
-    ]
+    tried, waits = [remark for remark in task.remarks if remark.startswith("reward ")]
+    assert tried.startswith("reward rewards.number:exact") and "the first answer 1" in tried
+    assert waits == "reward rewards.judge:rubric: tried when its judge judge is up"
     exact, taste = task.rewards
     assert not waits_for_judge(exact) and waits_for_judge(taste)
     assert len(task.canaries) == 2  # the reward workers try both

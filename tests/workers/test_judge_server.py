@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -139,6 +140,20 @@ def test_its_key_is_on_no_command_line_and_is_another_one_each_time(fake: Callab
         assert any("fake_judge_server" in line for line in shown)
         assert not any(key in line for key in keys for line in shown)
     assert len(keys) == 2
+
+
+def test_where_a_cluster_has_more_machines_it_listens_at_its_own_address_alone(
+    fake: Callable[[str], JudgeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.util
+
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    setup = replace(setup_of(JudgeConfig(model="organisation/kind")), only_here=False)
+    with closing(JudgeServer(setup)) as server:
+        address, _, port = server.endpoint().url.removesuffix("/v1").removeprefix("http://").partition(":")
+        assert address == "127.0.0.2"
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
 
 
 def test_nothing_is_left_after_it_is_closed(fake: Callable[[str], JudgeServer]) -> None:
