@@ -113,7 +113,7 @@ def until(holds: Callable[[], bool], *, within_s: float = 10.0) -> bool:
 
 def test_over_ray_the_judgements_are_those_of_the_worker_itself(cluster: str, tmp_path: Path) -> None:
     """Failures, parts and the greedy response included; many groups at once, each with its own; then all still live."""
-    config = config_of(tmp_path, timeout_s=0.5)
+    config = config_of(tmp_path, timeout_s=3.0)
     groups = [generated(*ODD, draw=0, greedy="raise")]
     groups += [generated(*["46" if (n >> bit) & 1 else "45" for bit in range(6)], draw=n) for n in range(1, 40)]
     with contextlib.closing(RewardWorker(reward_specs(config), (), config)) as worker:
