@@ -16,7 +16,7 @@ from pathlib import Path
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind
 from workers.forked_call import how_it_died
-from workers.processes import descendants_of, kill, kill_group
+from workers.processes import kill_tree
 from workers.scoring_child import HEADER, Start
 
 START_LIMIT_S = 120.0
@@ -118,11 +118,7 @@ class Child:
         """Kill it and all that descends from it. Whoever waits for an answer is told that it died."""
         with self._reaping:
             if self._process.returncode is None:
-                descendants = descendants_of(self._process.pid)
-                kill_group(self._process.pid)
-                for process in descendants:
-                    kill_group(process)
-                kill(descendants)
+                kill_tree(self._process.pid)
 
     def kill(self) -> None:
         """The same, and close the pipes. Killing twice is fine."""
