@@ -5,6 +5,7 @@ A worker becomes an actor here, where its bundle is known. Every wait has a dead
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -290,6 +291,10 @@ def _logged(worker_class: type) -> type:
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
             super().__init__(*arguments)
+            # Libraries are never garbage: a collection that looks at all of them stops every thread for a fifth of a
+            # second, again and again.
+            gc.collect()
+            gc.freeze()
 
         def __repr__(self) -> str:
             """How Ray names it in tracebacks."""

@@ -12,6 +12,7 @@ is counted from when a group was due, so that a queue which holds back its produ
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
@@ -145,17 +146,22 @@ def rate(begin: Callable[[int], Any], end: Callable[[Any], object], seconds: flo
     return number * SIBLINGS / (time.perf_counter() - started)
 
 
+class Idle(RewardWorker):
+    """Is handed groups, and says nothing of them: what is left is Ray's own time."""
+
+    def score(self, group: Group) -> None:
+        return None
+
+
 @contextmanager
-def over_ray(reward: RewardConfig, folder: Path) -> Iterator[RewardGroup]:
+def over_ray(reward: RewardConfig, folder: Path, worker: type[RewardWorker] = RewardWorker) -> Iterator[RewardGroup]:
     places = (Place(role="reward", index=0, cpus=1.0, gpus=0.0),)
     with connected(ClusterConfig(), places), reserved(places, timeout_s=60.0) as placement:
         hosting = Hosting(
             placement=placement, places=places, environment={}, roster=Roster(folder), call_timeout_s=600.0
         )
         arguments = [(reward_specs(reward), (), reward)]
-        workers = RewardGroup(
-            RewardWorker, hosting, role="reward", arguments=arguments, concurrency=reward.processes + 1
-        )
+        workers = RewardGroup(worker, hosting, role="reward", arguments=arguments, concurrency=reward.processes + 1)
         ray.get([ref for _, ref in workers.ready()])
         yield workers
 
@@ -172,14 +178,20 @@ def capacities(mix: str, seconds: float, folder: Path) -> list[Capacity]:
         ThreadPoolExecutor(PROCESSES + 1) as threads,
     ):
         rates["worker"] = rate(lambda n: threads.submit(worker.score, groups[n % 100]), Future.result, seconds)
-    with over_ray(reward, folder) as workers:
+    rates["ray"] = rate_over_ray(groups, reward, seconds, folder)
+    return [Capacity(mix=mix, path=path, responses_per_s=own, us_per_response=1e6 / own) for path, own in rates.items()]
+
+
+def rate_over_ray(
+    groups: list[Group], reward: RewardConfig, seconds: float, folder: Path, worker: type[RewardWorker] = RewardWorker
+) -> float:
+    with over_ray(reward, folder, worker) as workers:
         refs = [ray.put(one) for one in groups]
-        rates["ray"] = rate(
+        return rate(
             lambda n: workers.score(refs[n % 100], draw=n),
             lambda summary: workers.wait([summary], verb="score a group"),
             seconds,
         )
-    return [Capacity(mix=mix, path=path, responses_per_s=own, us_per_response=1e6 / own) for path, own in rates.items()]
 
 
 def loads(mix: str, capacity: float, seconds: float, folder: Path) -> list[Load]:
@@ -187,6 +199,8 @@ def loads(mix: str, capacity: float, seconds: float, folder: Path) -> list[Load]
     items = [items_of(group(draw, hang=hang)) for draw in range(100)]
     with closing(RewardPool(reward_specs(reward), limits_of(reward), processes=PROCESSES)) as pool:
         pool.judge(0, items[1]).result()
+        gc.collect()
+        gc.freeze()  # as a worker does: what Ray and torch hold here is not the pool's to wait for
         measured = []
         for offered in LOADS:
             waited, said = arrivals(pool, items, offered * capacity / SIBLINGS, seconds)
@@ -232,7 +246,7 @@ def pressure(capacity: float, seconds: float, folder: Path) -> Pressure:
     return Pressure(offered=due, accepted=accepted, growth_mib=(most - before) / 2**20)
 
 
-def show(found: list[Capacity], under: list[Load], held: Pressure) -> None:
+def show(found: list[Capacity], idle: float, under: list[Load], held: Pressure) -> None:
     table = Table(title=f"responses a second, groups of {SIBLINGS}, {PROCESSES} processes", title_justify="left")
     for heading in ("", "pool", "worker", "ray", "us: pool", "worker", "ray"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -247,7 +261,11 @@ def show(found: list[Capacity], under: list[Load], held: Pressure) -> None:
         numbers = [f"{value:,.1f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)]
         waits.add_row(one.mix, f"{one.offered:.0%}", *numbers, f"{one.responses:,}", str(one.false_timeouts))
     console = Console(width=120)
-    console.print(table, waits)
+    console.print(table)
+    console.print(
+        f"an actor that says nothing of the groups: {idle:,.0f} responses a second, {1e6 / idle:,.0f} us each"
+    )
+    console.print(waits)
     console.print(
         f"a producer ten times too fast: of {held.offered:,} groups of 1 MiB {held.accepted:,} were taken, "
         f"memory grew by {held.growth_mib:.0f} MiB"
@@ -266,12 +284,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = [one for mix in MIXES for one in capacities(mix, asked.seconds, folder)]
+        groups = [group(draw) for draw in range(100)]
+        idle = rate_over_ray(groups, config_of("rule", folder), asked.seconds, folder, Idle)
         of_pool = {one.mix: one.responses_per_s for one in found if one.path == "pool"}
         under = [one for mix in MIXES for one in loads(mix, of_pool[mix], asked.seconds, folder)]
         held = pressure(of_pool["isolated"], asked.seconds, folder)
     origin = {"command": "python -m tests.bench.rewards", "git": git_version(), "processes": PROCESSES}
-    measured = {"capacities": [asdict(one) for one in found], "loads": [asdict(one) for one in under]}
-    tell(origin | measured | {"pressure": asdict(held)}, asked.json, lambda: show(found, under, held))
+    measured = {
+        "capacities": [asdict(one) for one in found],
+        "idle_actor_responses_per_s": idle,
+        "loads": [asdict(one) for one in under],
+    }
+    tell(origin | measured | {"pressure": asdict(held)}, asked.json, lambda: show(found, idle, under, held))
 
 
 if __name__ == "__main__":
