@@ -94,8 +94,12 @@ def hf_tied(tied_model: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """A Ray cluster that outlives the runs on it, as a real one does: its address."""
+    import ray
     from ray.cluster_utils import Cluster
 
+    # A local Ray asks for a token, and from then on its whole process does: the cluster must be one that asks, too.
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": 1 << 28})
     yield cluster.address
     cluster.shutdown()
