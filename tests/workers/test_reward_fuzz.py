@@ -197,7 +197,7 @@ def test_a_bad_call_is_a_failure_that_names_its_place_and_costs_nobody_else(proc
 
 def test_a_call_that_stops_its_zygote_is_ended_by_the_parent(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.scoring.BACKSTOP_S", 0.3)
-    with contextlib.closing(process_of(file, timeout_s=0.3)) as process:
+    with contextlib.closing(process_of(file, timeout_s=1.0)) as process:
         judgements = process.judge(0, [item("honest"), item("stops"), item("honest")])
     assert [got(judgement) for judgement in judgements] == [0.5, FailureKind.TIMEOUT, 0.5]
 

@@ -94,7 +94,7 @@ def hostile(response, answer, **row):
 def hostile(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RewardProcess]:
     """In both kinds of processes. Tests share one of each: whatever they do to it, the next one is judged."""
     folder = tmp_path_factory.mktemp("hostile")
-    with contextlib.closing(reward(folder, HOSTILE, "hostile", timeout_s=0.4, isolation=request.param)) as process:
+    with contextlib.closing(reward(folder, HOSTILE, "hostile", timeout_s=1.0, isolation=request.param)) as process:
         yield process
 
 
@@ -237,7 +237,7 @@ def test_one_bad_response_of_a_call_for_all_costs_its_own_score(tmp_path: Path, 
         "hang": FailureKind.TIMEOUT,
         "short": FailureKind.MISSHAPED,
     }
-    with contextlib.closing(reward(tmp_path, TOGETHER, "f", timeout_s=0.2, isolation=isolation)) as process:
+    with contextlib.closing(reward(tmp_path, TOGETHER, "f", timeout_s=1.0, isolation=isolation)) as process:
         assert kinds(judge(process, "46", "45", "44")) == [3.0] * 3  # by one call
         for way, kind in bad.items():
             assert kinds(judge(process, "46", way, "44")) == [1.0, kind, 1.0]
