@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.batches import collate, select_experience
-from workers.model import ValueScorer, load_value_model, score_values
+from workers.model import Scorer, ValueScorer, load_value_model, score_values
 from workers.records import Batch, Credit, Experience, Group, Loss, ModelOutputs, PolicyObjective, Totals, Update
 from workers.tally import Tally, UpdateReport
 from workers.train_worker import TrainerSetup, TrainWorker, one_by_one, passes
@@ -33,7 +33,7 @@ class CriticWorker(TrainWorker):
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_value_model(setup.model)
 
-    def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
+    def _scorer(self, model: PreTrainedModel) -> Scorer:
         return ValueScorer(model)
 
     def values(self, updates: tuple[Update, ...], *groups: Group) -> Mapping[str, np.ndarray]:

@@ -8,7 +8,7 @@ packed instead; nothing but `inputs_for` knows the difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,6 +24,8 @@ from transformers import (
 
 from workers.config import ModelConfig, Precision, Weights
 from workers.embedding_noise import EmbeddingNoise
+from workers.heads import head_terms
+from workers.linear_logprobs import linear_logprobs
 from workers.records import Batch, TokenLogprobs
 from workers.segments import packed, reads_segments
 
@@ -181,6 +183,10 @@ class Scorer(nn.Module):
     def embedding_width(self) -> int:
         return self.model.get_input_embeddings().embedding_dim
 
+    def read_directly(self) -> Iterator[nn.Parameter]:
+        """Parameters that are read without a call of the module that owns them."""
+        return iter(())
+
     def _hidden(self, text: Text, noise_BSH: Tensor | None = None) -> Tensor:
         """[B * S, hidden]: what the model's body makes of each token and of all before it in its row."""
         if noise_BSH is not None:
@@ -191,7 +197,10 @@ class Scorer(nn.Module):
 
 
 class TokenScorer(Scorer):
-    """Log-probs and entropies of response tokens; logits are computed at response positions only, in float32."""
+    """Log-probs and entropies of response tokens; logits are computed at response positions only, a piece at a time."""
+
+    def read_directly(self) -> Iterator[nn.Parameter]:
+        return self.model.get_output_embeddings().parameters()
 
     def forward(
         self,
@@ -203,13 +212,10 @@ class TokenScorer(Scorer):
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """Returns ([N] log-probs, [N] entropies), of logits / temperature; entropies with a gradient if asked."""
-        hidden_NH = self._hidden(text, noise_BSH)[predictor_N]
-        logits_NV = _at_least_float32(self.model.get_output_embeddings()(hidden_NH)) / temperature
-        log_normaliser_N = logits_NV.logsumexp(dim=-1)
-        logprobs_N = logits_NV.gather(1, target_N[:, None]).squeeze(1) - log_normaliser_N
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            probabilities_NV = (logits_NV - log_normaliser_N[:, None]).exp()
-            entropy_N = log_normaliser_N - (probabilities_NV * logits_NV).sum(dim=-1)
+        terms, bias_V = head_terms(self.model.get_output_embeddings(), self._hidden(text, noise_BSH)[predictor_N])
+        logprobs_N, entropy_N = linear_logprobs(
+            terms, bias_V, target_N, temperature=temperature, entropy_gradient=entropy_gradient
+        )
         return logprobs_N, entropy_N
 
 

@@ -21,7 +21,7 @@ from workers.batches import collate, select_experience, select_lessons
 from workers.config import OldLogprobs
 from workers.embedding_noise import EmbeddingNoise, noise_seed
 from workers.lessons import LanguageObjective, Lesson, LessonBatch, Part, Share
-from workers.model import TokenScorer, load_language_model, score_tokens
+from workers.model import Scorer, TokenScorer, load_language_model, score_tokens
 from workers.records import (
     AlgorithmState,
     Batch,
@@ -81,7 +81,7 @@ class PolicyWorker(StudentWorker):
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_language_model(setup.model, seed=setup.seed)
 
-    def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
+    def _scorer(self, model: PreTrainedModel) -> Scorer:
         return TokenScorer(model)
 
     # ------------------------------------------------------------------ learning

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import PreTrainedModel
 
 from workers.embedding_noise import EmbeddingNoise
 from workers.lessons import LessonBatch, ScoreObjective
-from workers.model import TextScorer, load_value_model, score_texts
+from workers.model import Scorer, TextScorer, load_value_model, score_texts
 from workers.records import Loss, Totals
 from workers.student_worker import StudentWorker
 from workers.train_worker import TrainerSetup
@@ -19,7 +18,7 @@ class RewardModelWorker(StudentWorker):
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_value_model(setup.model)
 
-    def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
+    def _scorer(self, model: PreTrainedModel) -> Scorer:
         return TextScorer(model)
 
     def _lesson_loss(

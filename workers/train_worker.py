@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from workers.batches import append_blank, cut, on_device, pad_with_blank, scatter_rows, select
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.meeting import MeetingPoint, join
+from workers.model import Scorer
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.records import Batch, Loss, Update
 from workers.segments import attend_by_segment
@@ -127,6 +128,9 @@ class TrainWorker(ABC):
             attend_by_segment(self._model)
         self._model.train()
         scorer = self._scorer(self._model)
+        if setup.train.zero_stage == 3:
+            for parameter in scorer.read_directly():
+                deepspeed.zero.register_external_parameter(scorer, parameter)
         if self._saves_only_what_is_learned:
             scorer.register_state_dict_post_hook(_drop_what_is_frozen)
         self._engine, *_ = deepspeed.initialize(
@@ -140,7 +144,7 @@ class TrainWorker(ABC):
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel: ...
 
     @abstractmethod
-    def _scorer(self, model: PreTrainedModel) -> torch.nn.Module:
+    def _scorer(self, model: PreTrainedModel) -> Scorer:
         """What DeepSpeed wraps: the model and the head that is learned with."""
 
     # ------------------------------------------------------------------ learning

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.batches import append_blank, collate
 from workers.config import ModelConfig, Weights
+from workers.linear_logprobs import Term, linear_logprobs
 from workers.model import TokenScorer, UnsupportedModel, inputs_for, load_language_model, score_tokens
 from workers.records import Batch, TokenLogprobs
 
@@ -145,15 +146,17 @@ def test_the_gradient_is_that_of_the_plain_model(scorer: TokenScorer, plain: tor
         torch.testing.assert_close(parameter.grad, expected[name].grad, atol=2e-6 * max(scale, 1.0), rtol=1e-4)
 
 
-def test_logits_are_computed_for_response_tokens_only(scorer: TokenScorer) -> None:
-    batch = ragged_batch()
-    shapes = []
-    head = scorer.model.get_output_embeddings()
-    hook = head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+def test_logits_are_computed_for_response_tokens_only(scorer: TokenScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, read = ragged_batch(), []
+
+    def counted(terms: list[Term], *others: object, **settings: object) -> object:
+        read.append(len(terms[0].read_NK))
+        return linear_logprobs(terms, *others, **settings)
+
+    monkeypatch.setattr("workers.model.linear_logprobs", counted)
     score(scorer, batch)
-    hook.remove()
     responses = sum(batch.lengths()) - sum(batch.prompt_lengths)
-    assert shapes == [(responses, 104)]
+    assert read == [responses]
     assert inputs_for(batch, device=CPU).target_N.shape == (responses,)
 
 
