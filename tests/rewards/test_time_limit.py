@@ -26,7 +26,7 @@ def stubborn() -> None:
 WORK = {
     "code": lambda: sum(1 for _ in iter(int, 1)),
     "a pattern": lambda: re.fullmatch(r"(x+x+)+y", "x" * 5000),
-    "a sort": lambda: sorted(range(10**6), key=lambda number: -number),
+    "a sort": lambda: sorted(range(4 * 10**6), key=lambda number: -number),
     "code that catches it": stubborn,
 }
 
