@@ -1,9 +1,10 @@
-"""Log-probs and entropies of tokens without the logits of all of them: a piece of the tokens at a time, twice.
+"""Log-probs and entropies of tokens without their logits: a tile of tokens x vocabulary at a time, twice.
 
-The forward pass keeps a token's normaliser and entropy; the backward pass makes its logits again. Neither ever holds
-more than `PIECE_BYTES` of them, whatever the batch and the vocabulary are.
+The forward pass keeps a token's normaliser and entropy, summed up from tile to tile as a softmax can be (1805.02867);
+the backward pass makes each tile again. A tile's room is used again by the next, so neither pass ever holds more than
+two of them (and a rounded one), whatever the batch and the vocabulary are.
 
-Suffixes: `N` tokens, `V` vocabulary, `K` numbers that a term reads, `C` tokens of a piece.
+Suffixes: `N` tokens, `V` vocabulary, `K` numbers that a term reads, `C` tokens of a tile, `W` words of a tile.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-"""Of one piece's logits in float32: on a CPU they stay near the cache, on a GPU they keep it busy."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileSize:
+    """Of the logits that are held together."""
+
+    tokens: int
+    words: int
+
+
+TILE = {"cpu": TileSize(tokens=1024, words=1024), "cuda": TileSize(tokens=4096, words=16384)}
+"""On a CPU the two tiles stay in the cache between one operation and the next; on a GPU they keep it busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +43,7 @@ def linear_logprobs(
     """[N] log-probs of the targets and [N] entropies under softmax(sum of terms + bias, over the temperature).
 
     Logits are rounded to the terms' own precision, as a head's are, and everything after them is calculated in float32
-    (float64 for terms in float64), gradients of weights are summed in it. Entropies have a gradient where it is asked
-    for.
+    (float64 for terms in float64), gradients are summed in it. Entropies have a gradient where it is asked for.
     """
     flat = [tensor for term in terms for tensor in (term.read_NK, term.weight_VK)]
     logprobs_N, entropy_N = _LinearLogprobs.apply(target_N, temperature, entropy_gradient, bias_V, *flat)
@@ -54,21 +63,15 @@ class _LinearLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        reads, weights = flat[::2], flat[1::2]
-        exact = torch.promote_types(reads[0].dtype, torch.float32)
-        logprobs_N = reads[0].new_empty(len(target_N), dtype=exact)
+        tiles = _Tiles(flat[::2], flat[1::2], bias_V, temperature)
+        logprobs_N = target_N.new_empty(len(target_N), dtype=tiles.exact)
         normaliser_N, entropy_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
-        for piece in _pieces(len(target_N), weights[0], exact):
-            logits_CV = _logits([read[piece] for read in reads], weights, bias_V, temperature)
-            highest_C1 = logits_CV.amax(dim=-1, keepdim=True)
-            target_C = logits_CV.gather(1, target_N[piece, None]).squeeze(1)
-            logits_CV -= highest_C1
-            shares_CV = logits_CV.exp()
-            sum_C = shares_CV.sum(dim=-1)
-            log_sum_C = sum_C.log()
-            normaliser_N[piece] = highest_C1.squeeze(1) + log_sum_C
-            logprobs_N[piece] = target_C - normaliser_N[piece]
-            entropy_N[piece] = log_sum_C - torch.linalg.vecdot(shares_CV, logits_CV) / sum_C
+        for tokens in tiles.tokens():
+            seen = _Softmax(target_N[tokens], tiles.exact)
+            for words in tiles.words():
+                seen.add(tiles.logits(tokens, words), words, spare_CW=tiles.spare(tokens, words))
+            normaliser_N[tokens], entropy_N[tokens] = seen.normaliser(), seen.entropy()
+            logprobs_N[tokens] = seen.target_C - normaliser_N[tokens]
         ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
         ctx.save_for_backward(target_N, normaliser_N, entropy_N, bias_V, *flat)
         if not entropy_gradient:
@@ -79,70 +82,152 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
         target_N, normaliser_N, entropy_N, bias_V, *flat = ctx.saved_tensors
         reads, weights = flat[::2], flat[1::2]
-        exact, wanted = normaliser_N.dtype, ctx.needs_input_grad[4:]
-        grads: list[Tensor | None] = [
-            torch.zeros_like(tensor, dtype=exact) if asked and number % 2 else None
-            for number, (tensor, asked) in enumerate(zip(flat, wanted, strict=True))
+        tiles = _Tiles(reads, weights, bias_V, ctx.temperature)
+        of_bias, *of_terms = ctx.needs_input_grad[3:]
+        pull_N, stir_N = grad_logprobs_N / ctx.temperature, grad_entropy_N / ctx.temperature
+        grad_reads = [_zeros(read, tiles.exact, asked) for read, asked in zip(reads, of_terms[::2], strict=True)]
+        grad_weights = [
+            torch.empty_like(w) if asked else None for w, asked in zip(weights, of_terms[1::2], strict=True)
         ]
-        for number in range(0, len(flat), 2):
-            grads[number] = torch.empty_like(flat[number]) if wanted[number] else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=exact) if ctx.needs_input_grad[3] else None
-        for piece in _pieces(len(target_N), weights[0], exact):
-            own = [read[piece] for read in reads]
-            grad_CV = _logits(own, weights, bias_V, ctx.temperature)
-            grad_CV -= normaliser_N[piece, None]
-            _to_gradient(
-                grad_CV,
-                target_N[piece],
-                grad_logprobs_N[piece],
-                grad_entropy_N[piece] if ctx.entropy_gradient else None,
-                entropy_N[piece],
-            )
-            grad_CV /= ctx.temperature
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(dim=0)
-            for term, (read_CK, weight_VK) in enumerate(zip(own, weights, strict=True)):
-                rounded_CV = grad_CV.to(weight_VK.dtype)
-                if grads[2 * term] is not None:
-                    torch.mm(rounded_CV, weight_VK, out=grads[2 * term][piece])
-                if grads[2 * term + 1] is not None:
-                    _add_product(grads[2 * term + 1], rounded_CV.T, read_CK)
-        given = [None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(grads, flat, strict=True)]
-        return None, None, None, None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype), *given
+        grad_bias_V = torch.empty_like(bias_V) if of_bias else None
+        for words in tiles.words():
+            # The sums of these words alone: rounded once, when all tokens have been seen.
+            sums = [None if grad is None else _zeros(grad[words], tiles.exact, True) for grad in grad_weights]
+            bias_sum_W = _zeros(bias_V[words], tiles.exact, True) if of_bias else None
+            for tokens in tiles.tokens():
+                grad_CW = tiles.logits(tokens, words)
+                grad_CW -= normaliser_N[tokens, None]
+                if ctx.entropy_gradient:
+                    # -p (g + h (log p + H)), with g of the log-prob and h of the entropy.
+                    share_CW = torch.exp(grad_CW, out=tiles.spare(tokens, words))
+                    grad_CW.add_(entropy_N[tokens, None]).mul_(stir_N[tokens, None]).add_(pull_N[tokens, None])
+                    grad_CW.mul_(share_CW).neg_()
+                else:
+                    grad_CW.exp_().mul_(-pull_N[tokens, None])
+                place_C, inside_C = _among(target_N[tokens], words)
+                grad_CW.scatter_add_(1, place_C[:, None], torch.where(inside_C, pull_N[tokens], 0.0)[:, None])
+                if bias_sum_W is not None:
+                    bias_sum_W += grad_CW.sum(dim=0)
+                rounded_CW = tiles.rounded(grad_CW)
+                for read, weight, grad_read, sum_WK in zip(reads, weights, grad_reads, sums, strict=True):
+                    if grad_read is not None:
+                        _add_product(grad_read[tokens], rounded_CW, weight[words])
+                    if sum_WK is not None:
+                        _add_product(sum_WK, rounded_CW.T, read[tokens])
+            for grad, sum_WK in zip((grad_bias_V, *grad_weights), (bias_sum_W, *sums), strict=True):
+                if grad is not None:
+                    grad[words] = sum_WK
+        rounded = [None if grad is None else grad.to(read.dtype) for grad, read in zip(grad_reads, reads, strict=True)]
+        given = [grad for pair in zip(rounded, grad_weights, strict=True) for grad in pair]
+        return None, None, None, grad_bias_V, *given
 
 
-def _pieces(count: int, weight_VK: Tensor, exact: torch.dtype) -> Iterator[slice]:
-    """Runs of tokens whose logits have room together."""
-    size = max(1, PIECE_BYTES[weight_VK.device.type] // (len(weight_VK) * exact.itemsize))
+class _Tiles:
+    """The logits of a batch, tile by tile in one and the same room: the next tile takes the place of the last."""
+
+    def __init__(
+        self, reads: Sequence[Tensor], weights: Sequence[Tensor], bias_V: Tensor | None, temperature: float
+    ) -> None:
+        self._reads, self._weights, self._bias_V, self._temperature = reads, weights, bias_V, temperature
+        self._tokens, self._words = len(reads[0]), len(weights[0])
+        self._size = TILE[weights[0].device.type]
+        self.exact = torch.promote_types(weights[0].dtype, torch.float32)
+        """The precision of everything but the products."""
+        numbers = min(self._size.tokens, self._tokens) * min(self._size.words, self._words)
+        self._logits, self._spare = (weights[0].new_empty(numbers, dtype=self.exact) for _ in range(2))
+        self._rounded = self._logits if weights[0].dtype == self.exact else weights[0].new_empty(numbers)
+
+    def tokens(self) -> Iterator[slice]:
+        return _runs(self._tokens, self._size.tokens)
+
+    def words(self) -> Iterator[slice]:
+        return _runs(self._words, self._size.words)
+
+    def logits(self, tokens: slice, words: slice) -> Tensor:
+        """[C, W] over the temperature."""
+        product_CW = _view(self._rounded, tokens, words)
+        first, *others = zip(self._reads, self._weights, strict=True)
+        if self._bias_V is None:
+            torch.mm(first[0][tokens], first[1][words].T, out=product_CW)
+        else:
+            torch.addmm(self._bias_V[words], first[0][tokens], first[1][words].T, out=product_CW)
+        for read_NK, weight_VK in others:
+            product_CW.addmm_(read_NK[tokens], weight_VK[words].T)
+        logits_CW = _view(self._logits, tokens, words)
+        if self._rounded is not self._logits:
+            logits_CW.copy_(product_CW)
+        return logits_CW.div_(self._temperature) if self._temperature != 1.0 else logits_CW
+
+    def spare(self, tokens: slice, words: slice) -> Tensor:
+        """[C, W] of room."""
+        return _view(self._spare, tokens, words)
+
+    def rounded(self, tile_CW: Tensor) -> Tensor:
+        """`tile_CW` in the precision of the products; `logits` is its room's next use."""
+        if self._rounded is self._logits:
+            return tile_CW
+        return self._rounded[: tile_CW.numel()].view_as(tile_CW).copy_(tile_CW)
+
+
+class _Softmax:
+    """What is known of the distribution of some tokens after the words that were seen.
+
+    Sums are relative to the highest logit so far; a higher one makes all of them smaller.
+    """
+
+    def __init__(self, target_C: Tensor, exact: torch.dtype) -> None:
+        self._word_C = target_C
+        self._highest_C = torch.full_like(target_C, torch.finfo(exact).min, dtype=exact)
+        self._sum_C = torch.zeros_like(self._highest_C)
+        self._moment_C = torch.zeros_like(self._highest_C)
+        """Of exp(z - highest) (z - highest)."""
+        self.target_C = torch.zeros_like(self._highest_C)
+        """Logits of the targets."""
+
+    def add(self, logits_CW: Tensor, words: slice, *, spare_CW: Tensor) -> None:
+        """Overwrites both."""
+        place_C, inside_C = _among(self._word_C, words)
+        self.target_C = torch.where(inside_C, logits_CW.gather(1, place_C[:, None]).squeeze(1), self.target_C)
+        highest_C = torch.maximum(self._highest_C, logits_CW.amax(dim=-1))
+        fallen_C = self._highest_C - highest_C
+        logits_CW -= highest_C[:, None]
+        weight_CW = torch.exp(logits_CW, out=spare_CW)
+        kept_C = fallen_C.exp()
+        self._moment_C = (self._moment_C + self._sum_C * fallen_C) * kept_C + torch.linalg.vecdot(weight_CW, logits_CW)
+        self._sum_C = self._sum_C * kept_C + weight_CW.sum(dim=-1)
+        self._highest_C = highest_C
+
+    def normaliser(self) -> Tensor:
+        """[C]: what all logits' exponentials sum to, as a logarithm."""
+        return self._highest_C + self._sum_C.log()
+
+    def entropy(self) -> Tensor:
+        return self._sum_C.log() - self._moment_C / self._sum_C
+
+
+def _runs(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _logits(reads: Sequence[Tensor], weights: Sequence[Tensor], bias_V: Tensor | None, temperature: float) -> Tensor:
-    """[C, V] over the temperature, in at least float32."""
-    first_CV = torch.nn.functional.linear(reads[0], weights[0], bias_V)
-    for read_CK, weight_VK in zip(reads[1:], weights[1:], strict=True):
-        first_CV += read_CK @ weight_VK.T
-    logits_CV = first_CV.to(torch.promote_types(first_CV.dtype, torch.float32))
-    return logits_CV.div_(temperature) if temperature != 1.0 else logits_CV
+def _view(room: Tensor, tokens: slice, words: slice) -> Tensor:
+    shape = (tokens.stop - tokens.start, words.stop - words.start)
+    return room[: shape[0] * shape[1]].view(shape)
 
 
-def _to_gradient(
-    logprobs_CV: Tensor, target_C: Tensor, of_logprob_C: Tensor, of_entropy_C: Tensor | None, entropy_C: Tensor
-) -> None:
-    """Log-probs of all tokens, in place, to the gradient of their logits."""
-    if of_entropy_C is None:
-        logprobs_CV.exp_().mul_(-of_logprob_C[:, None])
-    else:
-        shares_CV = logprobs_CV.exp()
-        # -p (g + h (log p + H)), with g of the log-prob and h of the entropy.
-        logprobs_CV.add_(entropy_C[:, None]).mul_(of_entropy_C[:, None]).add_(of_logprob_C[:, None])
-        logprobs_CV.mul_(shares_CV).neg_()
-    logprobs_CV.scatter_add_(1, target_C[:, None], of_logprob_C[:, None])
+def _among(word_C: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Where among these words each one is, and whether it is."""
+    place_C = word_C - words.start
+    inside_C = (place_C >= 0) & (word_C < words.stop)
+    return torch.where(inside_C, place_C, 0), inside_C
 
 
-def _add_product(sum_VK: Tensor, left_VC: Tensor, right_CK: Tensor) -> None:
+def _zeros(like: Tensor, dtype: torch.dtype, asked: bool) -> Tensor | None:
+    return torch.zeros_like(like, dtype=dtype) if asked else None
+
+
+def _add_product(sum_AB: Tensor, left_AC: Tensor, right_CB: Tensor) -> None:
     """Products of halves are summed in float32: many small ones would be lost in a half."""
-    if left_VC.dtype == sum_VK.dtype:
-        sum_VK.addmm_(left_VC, right_CK)
+    if left_AC.dtype == sum_AB.dtype:
+        sum_AB.addmm_(left_AC, right_CB)
     else:
-        sum_VK += left_VC @ right_CK
+        sum_AB += left_AC @ right_CB

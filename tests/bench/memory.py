@@ -5,9 +5,9 @@
     python -m tests.bench.memory --tokens 2048 --pairs 3
 
 Each figure is of a process of its own, from the hidden states of a batch to its log-probs and entropies, and back to
-the gradients of both the hidden states and the head. Memory is what the pass adds at its peak, over the size of the
-batch's logits in float32. `whole` makes all logits at once, as most trainers do; the two take turns, and their
-log-probs and gradients are compared first.
+the gradients of both the hidden states and the head. Memory is what the pass adds at its peak beside the gradients that
+it hands out (every way must make those), over the size of the batch's logits in float32. `whole` makes all logits at
+once, as most trainers do; the two take turns, and their log-probs and gradients are compared first.
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ class Point:
     backward: bool
     tokens: int
     peak_mib: float
+    gradients_mib: float
+    """Of what the pass hands out."""
     share: float
-    """Of the logits' size in float32."""
+    """The peak without them, of the logits' size in float32."""
     seconds: float
 
 
@@ -123,9 +125,11 @@ def one(head: Head, way: str, tokens: int, dtype: torch.dtype, *, backward: bool
     passed(WAYS[way], hidden_NH, weight_VH, target_N, backward=backward)
     seconds = time.perf_counter() - started
     added = peak() - before
+    gradients = (hidden_NH.nbytes + weight_VH.nbytes) * backward
     return Point(
         head=head.name, way=way, dtype=str(dtype).removeprefix("torch."), backward=backward, tokens=tokens,
-        peak_mib=added / MIB, share=added / (4.0 * tokens * head.vocabulary), seconds=seconds,
+        peak_mib=added / MIB, gradients_mib=gradients / MIB,
+        share=(added - gradients) / (4.0 * tokens * head.vocabulary), seconds=seconds,
     )  # fmt: skip
 
 
@@ -179,8 +183,10 @@ class Compared:
     dtype: str
     backward: bool
     tokens: int
+    peak_mib: float
+    gradients_mib: float
     share: float
-    """Of ours: peak over the logits' size."""
+    """Of ours: the peak without the gradients, over the logits' size."""
     whole_share: float
     whole_tokens: int
     """Fewer, where memory has no room for all logits."""
@@ -197,19 +203,21 @@ def compared(head: Head, dtype: str, pairs: int, tokens: int, room_tokens: int, 
         ratios.append(own.seconds / other.seconds)
         whole_shares.append(other.share)
     return Compared(
-        head=head.name, dtype=dtype, backward=backward, tokens=tokens, share=ours.share,
+        head=head.name, dtype=dtype, backward=backward, tokens=tokens,
+        peak_mib=ours.peak_mib, gradients_mib=ours.gradients_mib, share=ours.share,
         whole_share=statistics.median(whole_shares), whole_tokens=fewer, time_ratio=statistics.median(ratios),
     )  # fmt: skip
 
 
 def show(found: list[Compared]) -> None:
     table = Table(title="log-probs and entropies of a batch", title_justify="left")
-    for heading in ("head", "", "pass", "tokens", "peak / logits", "whole", "time / whole"):
+    for heading in ("head", "", "pass", "tokens", "peak MiB", "gradients", "rest / logits", "whole", "time / whole"):
         table.add_column(heading, justify="left" if heading in ("head", "", "pass") else "right")
     for case in found:
         table.add_row(
             case.head, case.dtype, "forward + backward" if case.backward else "forward", f"{case.tokens:,}",
-            f"{case.share:.3f}", f"{case.whole_share:.2f}", f"{case.time_ratio:.2f}",
+            f"{case.peak_mib:,.0f}", f"{case.gradients_mib:,.0f}", f"{case.share:.3f}", f"{case.whole_share:.2f}",
+            f"{case.time_ratio:.2f}",
         )  # fmt: skip
     Console(width=120).print(table)
 

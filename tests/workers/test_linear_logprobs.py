@@ -1,4 +1,4 @@
-"""Log-probs a piece at a time are those of all logits at once, forwards and backwards, and never hold all of them."""
+"""Log-probs a tile at a time are those of all logits at once, forwards and backwards, and never hold all of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers import linear_logprobs as module
-from workers.linear_logprobs import Term, linear_logprobs
+from workers.linear_logprobs import Term, TileSize, linear_logprobs
 
 TOKENS, VOCABULARY, HIDDEN, RANK = 23, 31, 12, 3
 TEMPERATURE = 0.7
 
 
-@pytest.fixture(params=[1, 7, 23, 1000], ids=lambda tokens: f"{tokens} tokens a piece")
-def _piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE_BYTES", {"cpu": request.param * VOCABULARY * 8})
+@pytest.fixture(
+    params=[(1, 31), (7, 5), (23, 31), (23, 30), (4, 1), (1000, 1000)], ids=lambda size: "x".join(map(str, size))
+)
+def _tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, words = request.param
+    monkeypatch.setattr(module, "TILE", {"cpu": TileSize(tokens=tokens, words=words)})
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -50,7 +53,7 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[T
     return torch.autograd.grad(sum((weights * output.double()).sum() for output in outputs), inputs)
 
 
-@pytest.mark.usefixtures("_piece")
+@pytest.mark.usefixtures("_tile")
 def test_values_and_gradients_are_those_of_all_logits_at_once() -> None:
     own, expected = ours(*tensors()), plain(*tensors())
     for value, other in zip(own, expected, strict=True):
@@ -64,7 +67,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(ours, tensors())
 
 
-@pytest.mark.usefixtures("_piece")
+@pytest.mark.usefixtures("_tile")
 def test_without_its_gradient_an_entropy_pulls_at_nothing() -> None:
     inputs, others = tensors(), tensors()
     logprobs, entropy = ours(*inputs, entropy_gradient=False)
@@ -85,8 +88,10 @@ def test_what_is_not_learned_costs_no_gradient_and_changes_no_other(learned: int
     assert all(tensor.grad is None for tensor in inputs)
 
 
-def test_extreme_logits_stay_finite() -> None:
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_extreme_logits_stay_finite(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that is all but certain, one that is all but impossible."""
+    monkeypatch.setattr(module, "TILE", {"cpu": TileSize(tokens=2, words=words)})
     hidden = torch.tensor([[1.0], [1.0]], requires_grad=True)
     head = torch.tensor([[3e4], [-3e4], [0.0]], requires_grad=True)
     logprobs, entropy = linear_logprobs(
@@ -99,8 +104,8 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 def test_halves_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient of many small parts, a token a piece: summed in bfloat16 it would stop growing at 256 of them."""
-    monkeypatch.setattr(module, "PIECE_BYTES", {"cpu": 1})
+    """A gradient of many small parts, a token a tile: summed in bfloat16 it would stop growing at 256 of them."""
+    monkeypatch.setattr(module, "TILE", {"cpu": TileSize(tokens=1, words=2)})
     tokens = 2000
     hidden = torch.ones(tokens, 1, dtype=torch.bfloat16)
     head = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -128,8 +133,8 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("way", ["forward", "forward and backward"])
-def test_no_tensor_holds_the_logits_of_more_than_a_piece(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE_BYTES", {"cpu": 8 * 500 * 4})
+def test_no_tensor_holds_more_logits_than_a_tile(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TILE", {"cpu": TileSize(tokens=100, words=130)})
     hidden = torch.randn(4000, 4, requires_grad=True)
     head = torch.randn(500, 4, requires_grad=True)
     target = torch.randint(0, 500, (4000,))
@@ -139,5 +144,5 @@ def test_no_tensor_holds_the_logits_of_more_than_a_piece(way: str, monkeypatch: 
         )
         if way != "forward":
             logprobs.sum().backward()
-    # A piece of logits; backwards the gradient of hidden states is larger.
-    assert largest.numbers == (8 * 500 if way == "forward" else 4000 * 4)
+    # A tile of logits; backwards the gradient of hidden states is larger.
+    assert largest.numbers == (100 * 130 if way == "forward" else 4000 * 4)
