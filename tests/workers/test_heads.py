@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, OFTConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from workers.adapters import ADAPTER, AdapterError
 from workers.heads import head_terms
-from workers.tuning import ADAPTER, TuningError, adapter_off
+from workers.tuning import adapter_off
 
 HIDDEN, VOCABULARY, TOKENS = 16, 29, 7
 
@@ -82,5 +83,5 @@ def test_an_adapters_dropout_is_drawn_as_the_head_draws_it() -> None:
 
 def test_a_head_that_is_no_sum_of_products_is_refused_by_name() -> None:
     model = adapted(LoraConfig(r=4, use_dora=True, target_modules=["lm_head"]))
-    with pytest.raises(TuningError, match=r"leave lm_head out of tuning.targets, or set tuning.dora=false"):
+    with pytest.raises(AdapterError, match=r"leaves lm_head alone, or set tuning.continue_last=false"):
         head_terms(model.lm_head, torch.zeros(1, HIDDEN, dtype=torch.float64))
