@@ -38,7 +38,8 @@ def head_terms(head: nn.Module, hidden_NH: Tensor) -> tuple[list[Term], Tensor |
         terms, bias = head_terms(base, hidden_NH)
         down, up = head.lora_A[ADAPTER], head.lora_B[ADAPTER]
         read_NR = down(head.lora_dropout[ADAPTER](hidden_NH.to(down.weight.dtype))) * head.scaling[ADAPTER]
-        return [*terms, Term(read_NK=read_NR, weight_VK=up.weight)], bias
+        own_bias = bias if up.bias is None else bias + up.bias * head.scaling[ADAPTER]
+        return [*terms, Term(read_NK=read_NR, weight_VK=up.weight)], own_bias
     raise AdapterError(
         f"the head is a {type(head).__module__}.{type(head).__name__}, whose logits are no sum of products; where an "
         "adapter made it so (DoRA on lm_head), go on from one that leaves lm_head alone, or set "
