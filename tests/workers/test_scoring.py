@@ -23,9 +23,9 @@ from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, Score
 from rewards.spec import Isolation
 from workers.config import RewardConfig
+from workers.processes import ROOT
 from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
-from workers.scoring_link import ROOT
 
 LONG = Limits(timeout_s=1000.0, memory_gib=4.0)
 HOSTILE = """
