@@ -9,6 +9,7 @@ import numpy as np
 import ray
 
 from engine.config import Config
+from engine.metrics import part_means
 from engine.rollout_stream import ask
 from workers.records import Group, GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
 from workers.team import Workers
@@ -76,11 +77,8 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
 
 
 def _parts(summaries: Sequence[GroupSummary], *, prefix: str) -> dict[str, float]:
-    means = [summary.part_means() for summary in summaries]
-    names = sorted({name for own in means for name in own})
-    if len(names) < 2:
-        return {}
-    return {f"{prefix}{name}": _mean([own[name] for own in means if name in own]) for name in names}
+    means = part_means(summaries)
+    return {f"{prefix}{name}": mean for name, mean in means.items()} if len(means) > 1 else {}
 
 
 def _ask_all(

@@ -28,7 +28,6 @@ def of_rollouts(taken: Taken) -> Metrics:
     lengths = np.concatenate([summary.length_G for summary in summaries])
     judged = scores[np.isfinite(scores)]
     group_spreads = [np.nanstd(summary.score_G) for summary in summaries if np.isfinite(summary.score_G).any()]
-    parts = [summary.part_means() for summary in summaries]
     prompt_tokens = sum(summary.prompt_length * len(summary.score_G) for summary in summaries)
     return {
         "reward/mean": float(judged.mean()),
@@ -37,10 +36,7 @@ def of_rollouts(taken: Taken) -> Metrics:
         "reward/judging_s": float(sum(summary.judging_s for summary in summaries)),
         "reward/unjudged_share": 1.0 - len(judged) / len(scores),
         "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
-        **{
-            f"reward/{name}": float(np.mean([own[name] for own in parts if name in own]))
-            for name in sorted({name for own in parts for name in own})
-        },
+        **{f"reward/{name}": mean for name, mean in part_means(summaries).items()},
         "response_length/mean": float(lengths.mean()),
         "response_length/max": float(lengths.max()),
         "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),
@@ -56,6 +52,13 @@ def of_rollouts(taken: Taken) -> Metrics:
             for kind, count in sorted(Counter(failure.kind.value for failure in taken.failures).items())
         },
     }
+
+
+def part_means(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Of each named part of the reward, over the groups that have it: every group counts once."""
+    means = [summary.part_means() for summary in summaries]
+    names = sorted({name for own in means for name in own})
+    return {name: float(np.mean([own[name] for own in means if name in own])) for name in names}
 
 
 def repeated_across_prompts(summaries: Sequence[GroupSummary]) -> float:
