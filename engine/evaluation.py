@@ -11,6 +11,7 @@ import ray
 from engine.config import Config
 from engine.metrics import part_means
 from engine.rollout_stream import ask
+from engine.shown_responses import shown
 from workers.records import Group, GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
 from workers.team import Workers
 
@@ -59,7 +60,7 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
     best = _ask_all(chosen, workers, config, num_samples=1, sampling=greedy)
     sampled_summaries = _summaries(sampled, workers)
     greedy_summaries = _summaries(best, workers)
-    shown: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
+    groups: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
     return HeldOut(
         sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
         standard_error=standard_error([_mean(summary.score_G) for summary in sampled_summaries]),
@@ -70,8 +71,7 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
         unjudged=sum(len(summary.failures()) for summary in (*sampled_summaries, *greedy_summaries)),
         parts=_parts(sampled_summaries, prefix="") | _parts(greedy_summaries, prefix="greedy_"),
         responses=tuple(
-            ScoredRollout(rollout=group.rollouts[0], judgement=summary.judgements[0])
-            for group, summary in zip(shown, greedy_summaries[:SHOWN], strict=True)
+            shown(group, summary, sample=0) for group, summary in zip(groups, greedy_summaries[:SHOWN], strict=True)
         ),
     )
 
