@@ -60,11 +60,12 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
     best = _ask_all(chosen, workers, config, num_samples=1, sampling=greedy)
     sampled_summaries = _summaries(sampled, workers)
     greedy_summaries = _summaries(best, workers)
+    group_scores = [summary.score_G for summary in sampled_summaries]
     groups: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
     return HeldOut(
-        sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
-        standard_error=standard_error([_mean(summary.score_G) for summary in sampled_summaries]),
-        best=_mean([np.nanmax(s.score_G) for s in sampled_summaries if np.isfinite(s.score_G).any()]),
+        sampled=_mean([score for score_G in group_scores for score in score_G]),
+        standard_error=standard_error([_mean(score_G) for score_G in group_scores]),
+        best=_mean([np.nanmax(score_G) for score_G in group_scores if np.isfinite(score_G).any()]),
         greedy=_mean([score for summary in greedy_summaries for score in summary.score_G]),
         prompts=len(chosen),
         samples=len(chosen) * samples,

@@ -24,11 +24,12 @@ NOT_PARTS = frozenset(
 def of_rollouts(taken: Taken) -> Metrics:
     """What the policy wrote this step, and how it was judged."""
     summaries = [item.summary for item in taken.groups]
-    scores = np.concatenate([summary.score_G for summary in summaries])
+    group_scores = [summary.score_G for summary in summaries]
+    scores = np.concatenate(group_scores)
     lengths = np.concatenate([summary.length_G for summary in summaries])
     judged = scores[np.isfinite(scores)]
-    group_spreads = [np.nanstd(summary.score_G) for summary in summaries if np.isfinite(summary.score_G).any()]
-    prompt_tokens = sum(summary.prompt_length * len(summary.score_G) for summary in summaries)
+    group_spreads = [np.nanstd(score_G) for score_G in group_scores if np.isfinite(score_G).any()]
+    prompt_tokens = sum(summary.prompt_length * len(summary.length_G) for summary in summaries)
     return {
         "reward/mean": float(judged.mean()),
         "reward/std": float(judged.std()),
@@ -72,7 +73,7 @@ def repeated_across_prompts(summaries: Sequence[GroupSummary]) -> float:
     with np.errstate(invalid="ignore"):
         rewarded = (scores > mean) | ((scores >= mean - 1e-9) & (scores > 0))
     digests = np.concatenate([summary.digest_G for summary in summaries])[rewarded]
-    sizes = [len(summary.score_G) for summary in summaries]
+    sizes = [len(summary.length_G) for summary in summaries]
     answers = np.repeat([summary.answer_digest for summary in summaries], sizes)[rewarded]
     under: dict[int, set[int]] = {}
     for digest, answer in zip(digests.tolist(), answers.tolist(), strict=True):
