@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from asked import item
 
 import workers.scoring
 import workers.scoring_link
 from engine.judging import reward_specs
-from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, Score
 from rewards.spec import Isolation
@@ -115,19 +115,6 @@ def reward(
 
 def judge(process: RewardProcess, *responses: str, row: Mapping[str, object] | None = None) -> list[Judgement]:
     return list(process.judge(0, [item(response, row=row) for response in responses]))
-
-
-def item(response: str, *, row: Mapping[str, object] | None = None) -> Item:
-    return Item(
-        id="7/0",
-        response=response,
-        answer="46",
-        prompt="12+34=",
-        messages=({"role": "user", "content": "12+34="},),
-        from_text=True,
-        token_ids=(),
-        row=row or {},
-    )
 
 
 def kinds(judgements: list[Judgement]) -> list[FailureKind | float]:
