@@ -9,7 +9,9 @@ import numpy as np
 import ray
 
 from engine.config import Config
+from engine.metrics import part_means
 from engine.rollout_stream import ask
+from engine.shown_responses import shown
 from workers.records import Group, GroupRequest, GroupSummary, Prompt, Sampling, ScoredRollout
 from workers.team import Workers
 
@@ -58,29 +60,26 @@ def evaluate(prompts: Sequence[Prompt], workers: Workers, config: Config) -> Hel
     best = _ask_all(chosen, workers, config, num_samples=1, sampling=greedy)
     sampled_summaries = _summaries(sampled, workers)
     greedy_summaries = _summaries(best, workers)
-    shown: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
+    group_scores = [summary.score_G for summary in sampled_summaries]
+    groups: list[Group] = ray.get([group for group, _ in best[:SHOWN]])
     return HeldOut(
-        sampled=_mean([score for summary in sampled_summaries for score in summary.score_G]),
-        standard_error=standard_error([_mean(summary.score_G) for summary in sampled_summaries]),
-        best=_mean([np.nanmax(s.score_G) for s in sampled_summaries if np.isfinite(s.score_G).any()]),
+        sampled=_mean([score for score_G in group_scores for score in score_G]),
+        standard_error=standard_error([_mean(score_G) for score_G in group_scores]),
+        best=_mean([np.nanmax(score_G) for score_G in group_scores if np.isfinite(score_G).any()]),
         greedy=_mean([score for summary in greedy_summaries for score in summary.score_G]),
         prompts=len(chosen),
         samples=len(chosen) * samples,
         unjudged=sum(len(summary.failures()) for summary in (*sampled_summaries, *greedy_summaries)),
         parts=_parts(sampled_summaries, prefix="") | _parts(greedy_summaries, prefix="greedy_"),
         responses=tuple(
-            ScoredRollout(rollout=group.rollouts[0], judgement=summary.judgements[0])
-            for group, summary in zip(shown, greedy_summaries[:SHOWN], strict=True)
+            shown(group, summary, sample=0) for group, summary in zip(groups, greedy_summaries[:SHOWN], strict=True)
         ),
     )
 
 
 def _parts(summaries: Sequence[GroupSummary], *, prefix: str) -> dict[str, float]:
-    means = [summary.part_means() for summary in summaries]
-    names = sorted({name for own in means for name in own})
-    if len(names) < 2:
-        return {}
-    return {f"{prefix}{name}": _mean([own[name] for own in means if name in own]) for name in names}
+    means = part_means(summaries)
+    return {f"{prefix}{name}": mean for name, mean in means.items()} if len(means) > 1 else {}
 
 
 def _ask_all(

@@ -88,7 +88,7 @@ def _device_fits(config: Config, devices: Sequence[Sequence[Place]], card_bytes:
     )
 
 
-def device_need(config: Config, places: Sequence[Place], *, engine_share: float, judge_share: float = 0.0) -> float:
+def device_need(config: Config, places: Sequence[Place], *, engine_share: float, judge_share: float) -> float:
     """Bytes of one GPU: everybody's at rest, and the largest turn. Engine and judge take their shares in any case."""
     needs = [(place.role, need_of(place.role, config)) for place in places]
     turns = [max(need.working, engine_share) if role == "rollout" else need.working for role, need in needs]

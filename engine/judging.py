@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 from engine.data.base import BadRow, RowError
@@ -12,7 +11,7 @@ from engine.data.rows import clipped
 from rewards.item import Item
 from rewards.load import RewardError, build_reward, check_columns, listed, nearest, read_reward
 from rewards.score import ANSWER_CHECK, Failure, FailureKind, answers_checked_by
-from rewards.spec import ROUTING_COLUMN, RewardSpec
+from rewards.spec import ROUTING_COLUMN, AnswerCheckSpec, RewardSpec
 from workers.canary import Canary, try_out
 from workers.config import FunctionConfig, JudgeConfig, RewardConfig
 from workers.judge_endpoint import arguments_of, asks_own_judge, name_of, waits_for_judge
@@ -77,7 +76,6 @@ def _spec(name: str, config: FunctionConfig, judge: JudgeConfig) -> RewardSpec:
         data_sources=tuple(config.data_sources),
         abstains=config.abstains,
         isolation=config.isolation,
-        checks_answers=False,
     )
 
 
@@ -161,9 +159,9 @@ def _said_by_checks(
     """Of each function, by its name, the answers that its own check refuses, with what is wrong with them."""
     if not specs:
         return {}
-    checks = [replace(spec, checks_answers=True) for spec in specs]
+    checks = [AnswerCheckSpec(name=spec.name, source=spec.source) for spec in specs]
     with closing(RewardPool(checks, limits_of(reward), processes=1)) as pool:
-        return {spec.name: _refused(pool, number, spec, prompts) for number, spec in enumerate(checks)}
+        return {spec.name: _refused(pool, number, spec, prompts) for number, spec in enumerate(specs)}
 
 
 def _refused(pool: RewardPool, number: int, spec: RewardSpec, prompts: Sequence[Prompt]) -> dict[str, str]:

@@ -17,10 +17,10 @@ from engine.metrics import of_rollouts, of_update
 from engine.resume import Progress, save_progress
 from engine.rollout_files import FailureList, JudgedGroup, Name, rollouts_of, write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
-from engine.shown_responses import extremes, told
+from engine.shown_responses import extremes, shown, told
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
-from workers.records import AlgorithmState, Group, Metrics, ScoredRollout
+from workers.records import AlgorithmState, Group, Metrics
 from workers.team import Workers
 
 
@@ -200,10 +200,7 @@ def _show(taken: Taken, tracker: Tracker, run: RunConfig, *, step: int) -> None:
     if places is not None:
         groups: list[Group] = ray.get([taken.groups[place.group].group for place in places])
         best, worst = (
-            ScoredRollout(
-                rollout=group.rollouts[place.sample],
-                judgement=taken.groups[place.group].summary.judgements[place.sample],
-            )
+            shown(group, taken.groups[place.group].summary, sample=place.sample)
             for group, place in zip(groups, places, strict=True)
         )
         tracker.show_lines(told(best, worst, step=step + 1))

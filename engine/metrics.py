@@ -24,12 +24,12 @@ NOT_PARTS = frozenset(
 def of_rollouts(taken: Taken) -> Metrics:
     """What the policy wrote this step, and how it was judged."""
     summaries = [item.summary for item in taken.groups]
-    scores = np.concatenate([summary.score_G for summary in summaries])
+    group_scores = [summary.score_G for summary in summaries]
+    scores = np.concatenate(group_scores)
     lengths = np.concatenate([summary.length_G for summary in summaries])
     judged = scores[np.isfinite(scores)]
-    group_spreads = [np.nanstd(summary.score_G) for summary in summaries if np.isfinite(summary.score_G).any()]
-    parts = [summary.part_means() for summary in summaries]
-    prompt_tokens = sum(summary.prompt_length * len(summary.score_G) for summary in summaries)
+    group_spreads = [np.nanstd(score_G) for score_G in group_scores if np.isfinite(score_G).any()]
+    prompt_tokens = sum(summary.prompt_length * len(summary.length_G) for summary in summaries)
     return {
         "reward/mean": float(judged.mean()),
         "reward/std": float(judged.std()),
@@ -37,10 +37,7 @@ def of_rollouts(taken: Taken) -> Metrics:
         "reward/judging_s": float(sum(summary.judging_s for summary in summaries)),
         "reward/unjudged_share": 1.0 - len(judged) / len(scores),
         "reward/uniform_groups_share": float(np.mean([spread == 0 for spread in group_spreads])),
-        **{
-            f"reward/{name}": float(np.mean([own[name] for own in parts if name in own]))
-            for name in sorted({name for own in parts for name in own})
-        },
+        **{f"reward/{name}": mean for name, mean in part_means(summaries).items()},
         "response_length/mean": float(lengths.mean()),
         "response_length/max": float(lengths.max()),
         "response_length/truncated_share": float(np.mean(np.concatenate([s.truncated_G for s in summaries]))),
@@ -58,6 +55,13 @@ def of_rollouts(taken: Taken) -> Metrics:
     }
 
 
+def part_means(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Of each named part of the reward, over the groups that have it: every group counts once."""
+    means = [summary.part_means() for summary in summaries]
+    names = sorted({name for own in means for name in own})
+    return {name: float(np.mean([own[name] for own in means if name in own])) for name in names}
+
+
 def repeated_across_prompts(summaries: Sequence[GroupSummary]) -> float:
     """Of the rewarded responses, the share whose text is also rewarded under a prompt with another answer; 0 without
     any.
@@ -69,7 +73,7 @@ def repeated_across_prompts(summaries: Sequence[GroupSummary]) -> float:
     with np.errstate(invalid="ignore"):
         rewarded = (scores > mean) | ((scores >= mean - 1e-9) & (scores > 0))
     digests = np.concatenate([summary.digest_G for summary in summaries])[rewarded]
-    sizes = [len(summary.score_G) for summary in summaries]
+    sizes = [len(summary.length_G) for summary in summaries]
     answers = np.repeat([summary.answer_digest for summary in summaries], sizes)[rewarded]
     under: dict[int, set[int]] = {}
     for digest, answer in zip(digests.tolist(), answers.tolist(), strict=True):

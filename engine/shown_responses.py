@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewards.score import Score
-from workers.records import GroupSummary, ScoredRollout
+from workers.records import Group, GroupSummary, ScoredRollout
 
 MARK = "│ "
 MOST_CHARACTERS, MOST_LINES = 1200, 16
@@ -41,6 +41,11 @@ def extremes(summaries: Sequence[GroupSummary]) -> tuple[Place, Place] | None:
     best = max(places, key=lambda scored: scored[0])[1]
     worst = min(reversed(places), key=lambda scored: scored[0])[1]
     return best, worst
+
+
+def shown(group: Group, summary: GroupSummary, *, sample: int) -> ScoredRollout:
+    """One of the group's responses, and what its summary says of it."""
+    return ScoredRollout(rollout=group.rollouts[sample], judgement=summary.judgements[sample])
 
 
 def told(best: ScoredRollout, worst: ScoredRollout, *, step: int) -> tuple[str, ...]:

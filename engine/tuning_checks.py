@@ -54,6 +54,13 @@ def check_earlier_adapters(config: Config) -> None:
                 keys=("tuning.adapters",),
                 advice=f"Give folders in PEFT's layout, as a run's export is (paths are relative to {Path.cwd()}).",
             ) from None
+    if tuning.continue_last and adapter.has_dora_head:
+        raise ConfigError(
+            f"tuning.continue_last is true, and {adapter.path} holds DoRA on lm_head, through which the tokens' "
+            "log-probs cannot be read.",
+            keys=("tuning.continue_last", "tuning.adapters"),
+            advice="Set tuning.continue_last=false to merge it and start a new one.",
+        )
     if tuning.continue_last and adapter.method is not tuning.method:
         raise ConfigError(
             f"tuning.continue_last is true, tuning.method is {tuning.method.value}, and {adapter.path} holds "

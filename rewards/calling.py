@@ -23,7 +23,7 @@ from rewards.score import (
     Score,
     clipped,
 )
-from rewards.spec import Convention, Isolation, RewardSpec
+from rewards.spec import AnswerCheckSpec, Convention, Isolation, RewardSpec, Spec
 
 
 class BoundReward:
@@ -135,7 +135,7 @@ class BoundCheck:
 
     convention, isolation, judges_together = Convention.BATCH, Isolation.SAMPLE, True
 
-    def __init__(self, spec: RewardSpec) -> None:
+    def __init__(self, spec: AnswerCheckSpec) -> None:
         """Raises RewardError, for people, where the function cannot be used as configured."""
         self.spec = spec
         self.function = build_reward(spec.source)
@@ -146,9 +146,9 @@ class BoundCheck:
         return [_of_answer(check(item.answer)) for item in items]
 
 
-def bound(spec: RewardSpec) -> BoundReward | BoundCheck:
+def bound(spec: Spec) -> BoundReward | BoundCheck:
     """Raises RewardError, for people, where the function cannot be used as configured."""
-    return BoundCheck(spec) if spec.checks_answers else BoundReward(spec)
+    return BoundCheck(spec) if isinstance(spec, AnswerCheckSpec) else BoundReward(spec)
 
 
 def _of_answer(wrong: object) -> Judgement:

@@ -69,7 +69,7 @@ class RewardSpec:
 
     Example:
         RewardSpec(name="format", source=RewardSource(...), convention=Convention.AUTO, arguments={"tag": "answer"},
-                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO, checks_answers=False)
+                   weight=0.1, data_sources=(), abstains=False, isolation=Isolation.AUTO)
     """
 
     name: str
@@ -83,9 +83,25 @@ class RewardSpec:
     abstains: bool
     """Whether None is no say, rather than a response that could not be judged."""
     isolation: Isolation
-    checks_answers: bool
-    """Whether it is not the function that is called, but its own check of reference answers."""
 
     def judges(self, row: Mapping[str, object]) -> bool:
         """Whether it is asked about responses to this row."""
         return not self.data_sources or row.get(ROUTING_COLUMN) in self.data_sources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerCheckSpec:
+    """A function's own check of reference answers (`rewards.score.answers_checked_by`), in place of the function.
+
+    Example:
+        AnswerCheckSpec(name="short", source=RewardSource(...))
+    """
+
+    name: str
+    """The function's."""
+    source: RewardSource
+    """Of the function."""
+
+
+Spec = RewardSpec | AnswerCheckSpec
+"""What a process is told to import, and is then asked."""

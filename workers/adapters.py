@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from workers.config import LoraInit, TuningConfig, TuningMethod
 
+ADAPTER = "default"
+"""PEFT's name for the one adapter that is learned."""
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+HEAD = "lm_head"
 KINDS = {"LORA": TuningMethod.LORA, "OFT": TuningMethod.OFT}
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM makes room for."""
@@ -24,7 +28,8 @@ class AdapterFolder:
     """What a folder's adapter_config.json says.
 
     Example:
-        AdapterFolder(path=Path("runs/one/export"), method=TuningMethod.LORA, rank=8, is_plain=True)
+        AdapterFolder(path=Path("runs/one/export"), method=TuningMethod.LORA, rank=8, is_plain=True,
+                      has_dora_head=False)
     """
 
     path: Path
@@ -33,6 +38,8 @@ class AdapterFolder:
     """0 for one without a rank."""
     is_plain: bool
     """Low-rank additions and nothing else: what a rollout engine can serve beside the base."""
+    has_dora_head: bool
+    """DoRA on a language model's head, which nothing here can learn (`workers.heads`)."""
 
 
 def read_adapter(path: str) -> AdapterFolder:
@@ -52,7 +59,15 @@ def read_adapter(path: str) -> AdapterFolder:
         method=KINDS[kind],
         rank=int(settings.get("r") or 0),
         is_plain=kind == "LORA" and plain_start and not any(settings.get(name) for name in extras),
+        has_dora_head=bool(settings.get("use_dora")) and _targets_head(settings.get("target_modules")),
     )
+
+
+def _targets_head(targets: list[str] | str | None) -> bool:
+    """Of PEFT's `target_modules`: ends of names, or a pattern for whole ones."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, HEAD) is not None
+    return any(name.rpartition(".")[2] == HEAD for name in targets or ())
 
 
 def served_rank(tuning: TuningConfig) -> int:

@@ -60,7 +60,6 @@ class WorkerGroup:
         *,
         role: str,
         arguments: Sequence[tuple[Any, ...]],
-        environment: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
         concurrency: int = 1,
     ) -> None:
@@ -76,7 +75,7 @@ class WorkerGroup:
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
                 max_concurrency=concurrency,
-                runtime_env={"env_vars": {**hosting.environment, **self.own_environment, **(environment or {})}},
+                runtime_env={"env_vars": {**hosting.environment, **self.own_environment}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=hosting.placement, placement_group_bundle_index=bundle
                 ),

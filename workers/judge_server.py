@@ -15,7 +15,6 @@ import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 
@@ -23,13 +22,12 @@ from workers.config import Device, JudgeConfig
 from workers.forked_call import how_it_died
 from workers.judge_endpoint import JudgeEndpoint, name_of
 from workers.judge_server_child import STARTER
-from workers.processes import kill_tree
+from workers.processes import import_path, kill_tree
 from workers.stopped import RunStopped
 from workers.vllm_environment import CPU_ENVIRONMENT, VLLM_ENVIRONMENT
 
 SERVER = "workers.judge_server_child"
 LOOPBACK = "127.0.0.1"
-ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN_S = 0.2
 """Between two looks whether the server is up."""
 FIRST_REPLY_LIMIT_S = 600.0
@@ -196,7 +194,6 @@ def _arguments(setup: JudgeServerSetup) -> list[str]:
 
 
 def _environment(device: Device, key: str) -> dict[str, str]:
-    inherited = os.environ.get("PYTHONPATH")
     return {
         **os.environ,
         **VLLM_ENVIRONMENT,
@@ -205,7 +202,7 @@ def _environment(device: Device, key: str) -> dict[str, str]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_API_KEY": key,
         STARTER: str(os.getpid()),
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT),
+        "PYTHONPATH": import_path(),
     }
 
 

@@ -6,16 +6,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from workers.config import ClusterConfig
 from workers.places import Place
+from workers.processes import import_path
 from workers.stopped import RunStopped
-
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
 class PlacementTimeout(RunStopped):
@@ -32,7 +30,7 @@ def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]
 
     A local cluster declares the CPUs that the bundles ask for: two cores may serve six workers that take turns.
     """
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(PROJECT_FOLDER), os.environ.get("PYTHONPATH", "")])}}
+    environment = {"env_vars": {"PYTHONPATH": import_path()}}
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local_only: dict[str, object] = {}
     if address == "local":

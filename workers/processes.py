@@ -13,6 +13,15 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 LIBC = ctypes.CDLL(None)
+ROOT = Path(__file__).resolve().parents[1]
+"""Where `workers` and `rewards` are."""
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that this one starts: it finds our packages, whatever its current folder, and then what
+    this one was told to find."""
+    inherited = os.environ.get("PYTHONPATH")
+    return f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
 
 
 def die_with(parent: int, *, by: signal.Signals = signal.SIGKILL) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Judgement
-from rewards.spec import Convention, RewardSpec
+from rewards.spec import Convention, Spec
 from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
 
@@ -40,7 +40,7 @@ class RewardPool:
     The time limit of a response begins when a process begins with it: waiting for one never counts.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], limits: Limits, *, processes: int) -> None:
+    def __init__(self, specs: Sequence[Spec], limits: Limits, *, processes: int) -> None:
         """Raises RewardError where a function cannot be used as configured."""
         self._specs, self._limits = tuple(specs), limits
         lock = threading.Lock()

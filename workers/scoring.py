@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rewards.item import Item
 from rewards.score import LARGEST, Failure, FailureKind, Judgement, Score
-from rewards.spec import Convention, Isolation, RewardSpec
+from rewards.spec import Convention, Isolation, Spec
 from workers.scoring_child import MAX_ANSWER_BYTES, Limits, Start, encode_call
 from workers.scoring_link import START_LIMIT_S, Child, ChildGone
 
@@ -53,7 +53,7 @@ class RewardProcess:
     that lives as long as it does: the kernel ties the child's life to that thread.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], limits: Limits) -> None:
+    def __init__(self, specs: Sequence[Spec], limits: Limits) -> None:
         """Raises RewardError where a function cannot be used as configured."""
         self._specs = tuple(specs)
         self._limits = limits

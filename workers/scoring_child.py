@@ -26,7 +26,7 @@ from rewards.calling import BoundCheck, BoundReward, bound
 from rewards.item import Item
 from rewards.load import RewardError, told
 from rewards.score import CannotJudge, Failure, FailureKind, Judgement, Score
-from rewards.spec import Isolation, RewardSpec
+from rewards.spec import Isolation, Spec
 from workers.forked_call import Zygote
 from workers.processes import die_with
 
@@ -52,7 +52,7 @@ class Limits:
 class Start:
     """What the child needs before the first batch."""
 
-    specs: tuple[RewardSpec, ...]
+    specs: tuple[Spec, ...]
     limits: Limits
     import_path: tuple[str, ...]
     """Where the parent finds modules, so that the reward finds the same ones."""

@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind
 from workers.forked_call import how_it_died
-from workers.processes import kill_tree
+from workers.processes import import_path, kill_tree
 from workers.scoring_child import HEADER, Start
 
 START_LIMIT_S = 120.0
@@ -25,8 +24,6 @@ KILL_LIMIT_S = 5.0
 CHUNK_BYTES = 1 << 16
 MAX_OUTPUT_BYTES = 16 << 10
 """Of what one call prints, in the worker's log; the rest is counted."""
-ROOT = Path(__file__).resolve().parents[1]
-"""Where the child finds `workers` and `rewards`, whatever the current folder."""
 
 
 class ChildGone(Exception):
@@ -45,7 +42,6 @@ class Child:
         self._answers, answers_in = os.pipe()
         self._printed, printed_in = os.pipe()
         os.set_blocking(self._requests, False)
-        inherited = os.environ.get("PYTHONPATH")
         self._process = subprocess.Popen(
             # -P: a `workers` or `rewards` in the current folder must not stand in for ours.
             [sys.executable, "-P", "-m", "workers.scoring_child", str(requests_out), str(answers_in), str(os.getpid())],
@@ -53,7 +49,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=printed_in,
             stderr=printed_in,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)},
+            env={**os.environ, "PYTHONPATH": import_path()},
             start_new_session=True,
         )
         for pipe in (requests_out, answers_in, printed_in):

@@ -30,12 +30,12 @@ from workers.group import (
 from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
 from workers.judge_server import JudgeServer, JudgeServerSetup
-from workers.judge_worker import JudgeWorker, judge_setup
 from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
 from workers.records import WeightManifest, WeightReceipt
+from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
@@ -250,9 +250,9 @@ def _make_judges(
         rewards, secrets = with_endpoint(rewards, endpoint), {KEY_ENV: endpoint.key}
     config, judges = team.reward, team.reward.workers if team.rollout_workers else 0
     budget = team.train.tokens_per_micro_batch
-    setup = judge_setup(team.model, config, team.cluster.device, tokens_per_micro_batch=budget)
+    setup = reward_model_judge_setup(team.model, config, team.cluster.device, tokens_per_micro_batch=budget)
     return RewardGroup(
-        JudgeWorker if config.model else RewardWorker,
+        RewardModelJudge if config.model else RewardWorker,
         hosting,
         role="reward",
         arguments=[(rewards, canaries, setup if config.model else config)] * judges,

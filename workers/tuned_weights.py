@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workers.adapters import CONFIG_FILE, TENSORS_FILE
-from workers.tuning import ADAPTER, Gather, as_they_are, inject, load_adapter
+from workers.adapters import ADAPTER, CONFIG_FILE, TENSORS_FILE
+from workers.tuning import Gather, as_they_are, inject, load_adapter
 from workers.weight_sync import ADAPTER_PREFIX
 
 QUANTIZED = ("Params4bit", "Int8Params")

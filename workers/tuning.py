@@ -15,15 +15,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from workers.adapters import AdapterError, read_adapter
+from workers.adapters import ADAPTER, AdapterError, read_adapter
 from workers.config import LoraInit, Quantization, TuningConfig, TuningMethod
+from workers.heads import check_head
 from workers.weight_sync import ADAPTER_PREFIX
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-ADAPTER = "default"
-"""PEFT's name for the one adapter that is learned."""
 SCORE_HEAD = "score"
 OUTLIER_THRESHOLD = 6.0
 """int8: inputs above it are multiplied in the model's own precision (2208.07339)."""
@@ -46,7 +45,8 @@ def tune(model: PreTrainedModel, tuning: TuningConfig, *, seed: int, gather: Gat
 
     A new adapter's random numbers come from `seed` alone: all ranks start from the same. A head that gives a score is
     learned as it is, whatever the method.
-    Raises TuningError for names that the model does not have, AdapterError for a folder that holds no adapter.
+    Raises TuningError for names that the model does not have, AdapterError for a folder that holds no adapter, or one
+    that cannot be gone on with.
     """
     merged = tuning.adapters[:-1] if tuning.continue_last else tuning.adapters
     if merged:
@@ -60,6 +60,7 @@ def tune(model: PreTrainedModel, tuning: TuningConfig, *, seed: int, gather: Gat
             _quantize(model, tuning)
         torch.manual_seed(seed)
         inject(model, config)
+        check_head(model)
         if tuning.continue_last:
             load_adapter(model, tuning.adapters[-1])
 

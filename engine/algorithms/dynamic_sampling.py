@@ -54,9 +54,10 @@ class DynamicSampling:
 
     def reason_to_drop(self, summary: GroupSummary) -> str | None:
         """Why a group teaches nothing; None for one that does. A group of one is never dropped: it has no siblings."""
-        score_G = summary.score_G[np.isfinite(summary.score_G)]
-        if not self.enabled or len(summary.score_G) == 1:
+        if not self.enabled or len(summary.length_G) == 1:
             return None
+        score_G = summary.score_G
+        score_G = score_G[np.isfinite(score_G)]
         if len(score_G) < 2:
             return "unjudged"
         if np.ptp(score_G) > self.tolerance:

@@ -100,8 +100,8 @@ CLASSES = FORGING | CONTAINED
 KILLED_BY_US = -signal.SIGUSR1
 BURNS_S = 0.25
 """What a hostile program may use; an honest one has seconds."""
-LATE_S = 5.0
-"""Beyond that: a busy machine may take seconds to get round to ending a program, but none goes on."""
+TICK_S = 0.01
+"""Of the trial's clock."""
 CHOICES = {
     "kind": ("int", "str", "float", "object", "list", "dict"),
     "pick": ("L()", "L([1])", "S()", "S('1')", "[L()]", "{L: S()}"),
@@ -189,11 +189,31 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
 
 
+class Clock:
+    """Seconds, without those for which the machine lets not even a thread run that only counts them."""
+
+    def __init__(self) -> None:
+        self._counted = (0.0, time.monotonic())
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def now_s(self) -> float:
+        counted_s, until = self._counted
+        return counted_s + min(time.monotonic() - until, 2 * TICK_S)
+
+    def _count(self) -> None:
+        while True:
+            time.sleep(TICK_S)
+            counted_s, until = self._counted
+            now = time.monotonic()
+            self._counted = (counted_s + min(now - until, 2 * TICK_S), now)
+
+
 class Trial:
     """Programs in a sandbox, and what they brought about."""
 
     def __init__(self, sandbox: Sandbox, world: World) -> None:
         self.sandbox, self.world = sandbox, world
+        self.clock = Clock()
         self.problems: list[str] = []
         self.latencies_s: list[float] = []
         self.rewarded = self.escaped = self.honest_wrong = self.late = 0
@@ -203,7 +223,7 @@ class Trial:
         name = list(CLASSES)[number % len(CLASSES)]
         source = hostile(name, chance, self.world)
         [case] = code._pairs(["1\n"], [str(chance.getrandbits(60))], None, 0.0)
-        started = time.monotonic()
+        started_s = self.clock.now_s()
         if number // len(CLASSES) % 2:
             [case] = code._split(f"assert f(1) == {chance.getrandbits(60)}", "", 0.0)
             outcome = self.sandbox.ask(source, [case.question], timeout_s=BURNS_S)
@@ -211,7 +231,7 @@ class Trial:
         else:
             outcome = self.sandbox.script(source, stdin=case.stdin, timeout_s=BURNS_S)
             won = code._prints(case, outcome)
-        self.late += time.monotonic() - started > BURNS_S + LATE_S
+        self.late += self.clock.now_s() - started_s > 2 * BURNS_S + 0.5
         if won:
             self.rewarded += 1
             self.problems.append(f"rewarded: {number} {name}")

@@ -188,8 +188,9 @@ def test_everybody_shares_one_gpu_and_the_largest_turn_counts_once() -> None:
     (everybody,) = devices_of(config.team())
     assert [place.role for place in everybody] == ["policy", "rollout", "reference"]
     resident = sum(need_of(role, config).resident for role in ("policy", "rollout", "reference"))
-    assert device_need(config, everybody, engine_share=1e9) == resident + need_of("policy", config).working
-    assert device_need(config, everybody, engine_share=70e9) == resident + 70e9
+    working = need_of("policy", config).working
+    assert device_need(config, everybody, engine_share=1e9, judge_share=0.0) == resident + working
+    assert device_need(config, everybody, engine_share=70e9, judge_share=0.0) == resident + 70e9
 
 
 def test_whole_gpus_are_a_worker_s_own_and_parts_go_where_least_is_left() -> None:

@@ -76,6 +76,17 @@ def test_an_adapter_of_another_kind_cannot_be_gone_on_with(tmp_path: Path) -> No
     assert load("tuning=lora", f"tuning.adapters=[{path}]", "tuning.continue_last=true").tuning.continue_last
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], r".*(q_proj|lm_head)"], ids=["names", "pattern"])
+def test_an_adapter_with_dora_on_the_head_is_merged_and_not_gone_on_with(tmp_path: Path, targets: object) -> None:
+    path = adapter_in(tmp_path, use_dora=True, target_modules=targets)
+    message = refusal("tuning=lora", f"tuning.adapters=[{path}]", "tuning.continue_last=true")
+    assert f"{path} holds DoRA on lm_head" in message and "Set tuning.continue_last=false" in message
+    assert load("tuning=lora", f"tuning.adapters=[{path}]").tuning.adapters == [path]
+    for others in ({"target_modules": ["q_proj"]}, {"use_dora": False}):
+        adapter_in(tmp_path, **{"use_dora": True, "target_modules": targets} | others)
+        assert load("tuning=lora", f"tuning.adapters=[{path}]", "tuning.continue_last=true").tuning.continue_last
+
+
 @pytest.mark.parametrize("dropout", ["lora", "oft"])
 def test_dropout_is_for_offline_stages(dropout: str) -> None:
     config = load(f"tuning={dropout}", "tuning.dropout=0.1", "algo=sft", "data=arithmetic_demos")

@@ -27,7 +27,6 @@ def bind(tmp_path: Path):
             data_sources=(),
             abstains=False,
             isolation=Isolation.AUTO,
-            checks_answers=False,
         )
         return BoundReward(spec)
 

@@ -14,10 +14,10 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from asked import item
 
 from engine.judging import reward_specs
 from rewards import judge, remote
-from rewards.item import Item
 from rewards.score import CannotJudge, Failure, FailureKind, Score
 from workers.config import RewardConfig
 from workers.reward_pool import RewardPool
@@ -180,20 +180,7 @@ def test_siblings_are_judged_side_by_side_in_the_pool_and_one_without_a_verdict_
     with endpoint(waiting) as (url, seen):
         config = RewardConfig(function="rewards.judge:rubric", arguments={"url": url, "model": "m"}, timeout_s=20.0)
         with closing(RewardPool(reward_specs(config), limits_of(config), processes=1)) as pool:
-            right, odd = pool.judge(0, [item("46"), item("47")]).result()
+            right, odd = pool.judge(0, [item(text, prompt="<|user|>12+34=<|end|>") for text in ("46", "47")]).result()
     assert isinstance(right, Score) and right.total == 1.0 and right.parts == {"agreement": 1.0, "votes": 1.0}
     assert isinstance(odd, Failure) and odd.kind is FailureKind.UNREADABLE
     assert quoted(seen[0]["messages"][0]["content"], "conversation") == "user: 12+34="
-
-
-def item(response: str) -> Item:
-    return Item(
-        id="7/0",
-        response=response,
-        answer="46",
-        prompt="<|user|>12+34=<|end|>",
-        messages=({"role": "user", "content": "12+34="},),
-        from_text=True,
-        token_ids=(),
-        row={},
-    )

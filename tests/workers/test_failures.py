@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from hosted import hosting_for
 from ray import ObjectRef
 
-from workers.config import ClusterConfig
-from workers.failures import LOG_TAIL_LINES, Roster, WorkerDied, WorkerFailed, WorkerTimeout
+from workers.failures import LOG_TAIL_LINES, WorkerDied, WorkerFailed, WorkerTimeout
 from workers.group import Hosting, WorkerGroup
-from workers.placement import Place, connected, reserved
+from workers.placement import Place
 from workers.stopped import RunStopped
 
 PLACES = tuple(
@@ -59,14 +59,8 @@ class FragileGroup(WorkerGroup):
 
 @pytest.fixture(scope="module")
 def hosting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosting]:
-    with connected(ClusterConfig(), PLACES), reserved(PLACES, timeout_s=60.0) as placement:
-        yield Hosting(
-            placement=placement,
-            places=PLACES,
-            environment={},
-            roster=Roster(tmp_path_factory.mktemp("logs")),
-            call_timeout_s=3.0,
-        )
+    with hosting_for(PLACES, tmp_path_factory.mktemp("logs"), call_timeout_s=3.0) as hosting:
+        yield hosting
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from hosted import hosting_for
 
-from workers.config import ClusterConfig
-from workers.failures import Roster
 from workers.group import Hosting, WorkerGroup
 from workers.judge_endpoint import JudgeEndpoint
 from workers.judge_group import JudgeServerGroup
-from workers.placement import Place, connected, reserved
+from workers.placement import Place
 from workers.stopped import RunStopped
 
 SECRET = "a-key-that-no-log-may-hold"
@@ -63,14 +62,8 @@ class Asking(WorkerGroup):
 
 @pytest.fixture(scope="module")
 def hosting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosting]:
-    with connected(ClusterConfig(), PLACES), reserved(PLACES, timeout_s=60.0) as placement:
-        yield Hosting(
-            placement=placement,
-            places=PLACES,
-            environment={},
-            roster=Roster(tmp_path_factory.mktemp("logs")),
-            call_timeout_s=30.0,
-        )
+    with hosting_for(PLACES, tmp_path_factory.mktemp("logs"), call_timeout_s=30.0) as hosting:
+        yield hosting
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from asked import item
 
 from engine.judging import reward_specs
-from rewards.item import Item
 from rewards.score import Failure, FailureKind, Judgement, Score
 from workers import judge_server
 from workers.config import Device, FunctionConfig, JudgeConfig, Precision, RewardConfig
@@ -76,19 +76,6 @@ def judged_by(endpoint: JudgeEndpoint, config: RewardConfig, response: str) -> J
 def config_of(judge: JudgeConfig, **arguments: object) -> RewardConfig:
     taste = FunctionConfig(function="rewards.judge:rubric", arguments={"retries": 0, **arguments})
     return RewardConfig(functions={"taste": taste}, judge=judge, timeout_s=60.0)
-
-
-def item(response: str) -> Item:
-    return Item(
-        id="7/0",
-        response=response,
-        answer="46",
-        prompt="12+34=",
-        messages=({"role": "user", "content": "12+34="},),
-        from_text=True,
-        token_ids=(),
-        row={},
-    )
 
 
 def are_gone(processes: set[int]) -> bool:

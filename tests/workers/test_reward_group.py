@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import ray
+from asked import generated
+from hosted import hosting_for
 
 from engine.judging import reward_specs
 from rewards.score import Failure, FailureKind, Score
 from rewards.spec import Isolation
-from workers.config import ClusterConfig, FunctionConfig, RewardConfig
-from workers.failures import Roster
-from workers.group import Hosting, RewardGroup
-from workers.placement import connected, reserved
+from workers.config import FunctionConfig, RewardConfig
+from workers.group import RewardGroup
 from workers.places import Place
-from workers.records import Group, Message, Prompt, Rollout, Span, Stop
+from workers.records import Group
 from workers.reward_worker import RewardWorker
 
 TEXT = """
@@ -46,29 +45,8 @@ PLACES = (Place(role="reward", index=0, cpus=1.0, gpus=0.0),)
 PROCESSES = 2
 
 
-def generated(*texts: str, draw: int, greedy: str = "46", source: str = "") -> Group:
-    prompt = Prompt(
-        id=f"p{draw}",
-        messages=(Message(role="user", content="12+34="),),
-        token_ids=(3, 4, 5),
-        answer="46",
-        row={"level": draw, "data_source": source},
-        from_text=True,
-    )
-    rollouts = [
-        Rollout(
-            prompt=prompt,
-            draw=draw,
-            sample=sample,
-            text=text,
-            token_ids=np.arange(len(text), dtype=np.int32),
-            logprobs=np.zeros(len(text), dtype=np.float32),
-            spans=(Span(start=0, end=len(text), sampled=True, version=2),),
-            stop=Stop.END,
-        )
-        for sample, text in enumerate((*texts, greedy))
-    ]
-    return Group(rollouts=tuple(rollouts[:-1]), greedy=rollouts[-1], prompt_text="12+34=")
+def drawn(*texts: str, draw: int, greedy: str = "46", source: str = "") -> Group:
+    return generated(*texts, greedy=greedy, draw=draw, row={"level": draw, "data_source": source})
 
 
 def config_of(folder: Path, *, timeout_s: float) -> RewardConfig:
@@ -80,11 +58,7 @@ def config_of(folder: Path, *, timeout_s: float) -> RewardConfig:
 @contextlib.contextmanager
 def over_ray(address: str, config: RewardConfig, folder: Path) -> Iterator[RewardGroup]:
     """The judge of a run, as a run makes it."""
-    places = connected(ClusterConfig(address=address), PLACES), reserved(PLACES, timeout_s=60.0)
-    with places[0], places[1] as placement:
-        hosting = Hosting(
-            placement=placement, places=PLACES, environment={}, roster=Roster(folder), call_timeout_s=60.0
-        )
+    with hosting_for(PLACES, folder, call_timeout_s=60.0, address=address) as hosting:
         arguments = [(reward_specs(config), (), config)]
         workers = RewardGroup(RewardWorker, hosting, role="reward", arguments=arguments, concurrency=PROCESSES + 1)
         workers.wait([ref for _, ref in workers.ready()], verb="start")
@@ -114,8 +88,8 @@ def until(holds: Callable[[], bool], *, within_s: float = 10.0) -> bool:
 def test_over_ray_the_judgements_are_those_of_the_worker_itself(cluster: str, tmp_path: Path) -> None:
     """Failures, parts and the greedy response included; many groups at once, each with its own; then all still live."""
     config = config_of(tmp_path, timeout_s=3.0)
-    groups = [generated(*ODD, draw=0, greedy="raise")]
-    groups += [generated(*["46" if (n >> bit) & 1 else "45" for bit in range(6)], draw=n) for n in range(1, 40)]
+    groups = [drawn(*ODD, draw=0, greedy="raise")]
+    groups += [drawn(*["46" if (n >> bit) & 1 else "45" for bit in range(6)], draw=n) for n in range(1, 40)]
     with contextlib.closing(RewardWorker(reward_specs(config), (), config)) as worker:
         own = [worker.score(group) for group in groups]
     with over_ray(cluster, config, tmp_path) as workers:
@@ -157,7 +131,7 @@ def test_no_process_of_a_reward_outlives_its_actor(
     config.function = ""
     with over_ray(cluster, config, tmp_path) as workers:
         pid = pid_of(workers)
-        groups = [generated("start", draw=0, source="sample"), generated("hang", draw=1, source="worker")]
+        groups = [drawn("start", draw=0, source="sample"), drawn("hang", draw=1, source="worker")]
         asked = [workers.score(ray.put(group), draw=draw) for draw, group in enumerate(groups)]
         # Two of the pool, a copy of one for the call that starts a program, one more for calls that share a process.
         assert until(lambda: len(below(pid)) == PROCESSES + 2 + 1), below(pid)

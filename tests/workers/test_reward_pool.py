@@ -90,7 +90,7 @@ def whole(pool: RewardPool, processes: int, within_s: float = 5.0) -> bool:
 
 @BOTH
 def test_hung_responses_starve_nobody(tmp_path: Path, isolation: Isolation) -> None:
-    starve(tmp_path, hung=4, honest=80, timeout_s=1.0, isolation=isolation)
+    starve(tmp_path, hung=8, honest=80, timeout_s=1.0, isolation=isolation)
 
 
 @pytest.mark.slow
@@ -109,16 +109,16 @@ def test_crashes_leave_the_pool_whole(tmp_path: Path, isolation: Isolation) -> N
 
 def test_waiting_for_a_process_does_not_count(tmp_path: Path) -> None:
     """Twice what two processes can do: each response waits far longer than its limit, and none is late."""
-    with pool_of(tmp_path, timeout_s=0.5) as pool:
-        capacity = 2 / 0.05
+    with pool_of(tmp_path, timeout_s=1.0) as pool:
+        capacity = 2 / 0.1
         futures: list[Future] = []
-        with ThreadPoolExecutor(60) as producers:
+        with ThreadPoolExecutor(64) as producers:
             started = time.monotonic()
-            for number in range(60):
+            for number in range(64):
                 time.sleep(max(0.0, started + number / (2 * capacity) - time.monotonic()))
-                futures.append(producers.submit(lambda: pool.judge(0, items("sleep 0.05")).result()))
+                futures.append(producers.submit(lambda: pool.judge(0, items("sleep 0.1")).result()))
             said = [future.result()[0] for future in futures]
-        assert time.monotonic() - started > 2 * 0.5
+        assert time.monotonic() - started > 3 * 1.0
     assert not [judgement for judgement in said if isinstance(judgement, Failure)]
 
 
@@ -137,13 +137,15 @@ def test_who_brings_more_than_is_judged_waits(tmp_path: Path) -> None:
         brought: list[Future] = []
 
         def bring() -> None:
-            for _ in range(WAITING_PER_PROCESS + 3):
-                brought.append(pool.judge(0, items("sleep 0.15")))
+            for _ in range(WAITING_PER_PROCESS + 6):
+                brought.append(pool.judge(0, items("sleep 0.2")))
 
         producer = threading.Thread(target=bring)
         producer.start()
         time.sleep(0.1)
-        assert len(brought) <= WAITING_PER_PROCESS + 1 and producer.is_alive()
+        taken_in = len(brought)
+        judged = sum(future.done() for future in brought[:taken_in])  # none, but on a busy machine
+        assert taken_in <= WAITING_PER_PROCESS + 1 + judged and producer.is_alive()
         producer.join()
         assert all(not isinstance(future.result()[0], Failure) for future in brought)
 
@@ -164,10 +166,10 @@ def test_closing_does_not_wait_for_what_hangs(tmp_path: Path) -> None:
 
 def test_many_threads_ask_at_once_and_each_gets_its_own(tmp_path: Path) -> None:
     with pool_of(tmp_path, timeout_s=5.0) as pool, ThreadPoolExecutor(6) as threads:
-        groups = [items(*["46" if (number >> place) & 1 else "45" for place in range(5)]) for number in range(32)]
+        groups = [items(*["46" if (number >> place) & 1 else "45" for place in range(6)]) for number in range(64)]
         said = list(threads.map(lambda group: pool.judge(0, group).result(), groups))
     for number, group in enumerate(said):
-        assert kinds(group) == [float((number >> place) & 1) for place in range(5)]
+        assert kinds(group) == [float((number >> place) & 1) for place in range(6)]
 
 
 def test_a_function_that_cannot_be_used_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from asked import generated, rollouts
 
 from engine.judging import reward_specs
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Score
 from workers.config import RewardConfig
-from workers.records import GreedyOutcome, Group, Message, Prompt, Rollout, Span, Stop
+from workers.records import GreedyOutcome, Group
 from workers.reward_worker import RewardWorker
-
-
-def generated(*texts: str, greedy: str | None = None, row: Mapping[str, object] | None = None) -> Group:
-    siblings = rollouts(*texts, *(() if greedy is None else (greedy,)), row=row)
-    return Group(rollouts=siblings[: len(texts)], greedy=None if greedy is None else siblings[-1], prompt_text="12+34=")
-
-
-def rollouts(*texts: str, draw: int = 7, row: Mapping[str, object] | None = None) -> tuple[Rollout, ...]:
-    messages = (Message(role="user", content="12+34="),)
-    prompt = Prompt(
-        id="arithmetic-1234", messages=messages, token_ids=(3, 4, 5), answer="46", row=row or {}, from_text=True
-    )
-    return tuple(
-        Rollout(
-            prompt=prompt,
-            draw=draw,
-            sample=sample,
-            text=text,
-            token_ids=np.arange(len(text), dtype=np.int32),
-            logprobs=np.zeros(len(text), dtype=np.float32),
-            spans=(Span(start=0, end=len(text), sampled=True, version=2),),
-            stop=Stop.END,
-        )
-        for sample, text in enumerate(texts)
-    )
 
 
 def written(folder: Path, text: str) -> str:

@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from asked import item
 
 import workers.scoring
 import workers.scoring_link
 from engine.judging import reward_specs
-from rewards.item import Item
 from rewards.load import RewardError
 from rewards.score import Failure, FailureKind, Judgement, Score
 from rewards.spec import Isolation
 from workers.config import RewardConfig
+from workers.processes import ROOT
 from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
-from workers.scoring_link import ROOT
 
 LONG = Limits(timeout_s=1000.0, memory_gib=4.0)
 HOSTILE = """
@@ -117,19 +117,6 @@ def judge(process: RewardProcess, *responses: str, row: Mapping[str, object] | N
     return list(process.judge(0, [item(response, row=row) for response in responses]))
 
 
-def item(response: str, *, row: Mapping[str, object] | None = None) -> Item:
-    return Item(
-        id="7/0",
-        response=response,
-        answer="46",
-        prompt="12+34=",
-        messages=({"role": "user", "content": "12+34="},),
-        from_text=True,
-        token_ids=(),
-        row=row or {},
-    )
-
-
 def kinds(judgements: list[Judgement]) -> list[FailureKind | float]:
     return [judgement.kind if isinstance(judgement, Failure) else judgement.total for judgement in judgements]
 
@@ -165,13 +152,13 @@ def test_texts_larger_than_a_pipe_or_that_no_encoding_holds_are_judged(hostile: 
 
 @pytest.mark.parametrize("way", ["loop", "deaf", "program"])
 def test_a_hung_response_times_out_and_the_others_keep_their_scores(hostile: RewardProcess, way: str) -> None:
-    responses = ["46", way, way, "45", "46"]
+    responses = ["46", way, "45", way, way, "46", "45", "46"]
     start = time.monotonic()
     judgements = judge(hostile, *responses, row={"seconds": "1000.25"})
     timeout = FailureKind.TIMEOUT
-    assert kinds(judgements) == [1.0, timeout, timeout, 0.0, 1.0]
+    assert kinds(judgements) == [1.0, timeout, 0.0, timeout, timeout, 1.0, 0.0, 1.0]
     assert isinstance(judgements[1], Failure) and "no answer within 1 s" in judgements[1].reason
-    assert 0.8 <= time.monotonic() - start < 10
+    assert 3.0 <= time.monotonic() - start < 10
     assert comes_true(lambda: not processes_with("1000.25"))
 
 
@@ -179,8 +166,8 @@ def test_a_hung_response_times_out_and_the_others_keep_their_scores(hostile: Rew
     ("way", "said"), [("exit", "code 3"), ("segfault", "SIGSEGV"), ("closes", "closed its pipe"), ("orphan", "code 7")]
 )
 def test_a_crash_costs_only_the_response_it_was_on(hostile: RewardProcess, way: str, said: str) -> None:
-    judgements = judge(hostile, "46", way, "45")
-    assert kinds(judgements) == [1.0, FailureKind.CRASH, 0.0]
+    judgements = judge(hostile, "46", way, "45", way, "46")
+    assert kinds(judgements) == [1.0, FailureKind.CRASH, 0.0, FailureKind.CRASH, 1.0]
     assert isinstance(judgements[1], Failure) and said in judgements[1].reason
 
 
@@ -287,10 +274,10 @@ def test_an_interrupted_batch_does_not_answer_for_the_next(hostile: RewardProces
 
 
 def test_each_response_has_the_whole_time_from_when_it_starts(tmp_path: Path) -> None:
-    text = "import os, time\ntime.sleep(0.4)\ndef slow(response, answer):\n    time.sleep(0.12)\n"
+    text = "import os, time\ntime.sleep(1.2)\ndef slow(response, answer):\n    time.sleep(0.4)\n"
     text += "    return 1 if response != 'exit' else os._exit(3)\n"
     for isolation in (Isolation.SAMPLE, Isolation.WORKER):
-        with contextlib.closing(reward(tmp_path, text, "slow", 0.35, isolation)) as process:  # importing takes longer
+        with contextlib.closing(reward(tmp_path, text, "slow", 1.0, isolation)) as process:  # importing takes longer
             assert kinds(judge(process, "a", "b", "c", "exit", "d")) == [1.0, 1.0, 1.0, FailureKind.CRASH, 1.0]
 
 
@@ -316,7 +303,7 @@ def test_an_import_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pyte
 
 def test_a_process_that_only_dies_ends_the_run_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.scoring, "MAX_CRASHES_IN_A_ROW", 3)
-    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", 0.15, isolation=Isolation.WORKER)) as process:
+    with contextlib.closing(reward(tmp_path, HOSTILE, "hostile", 1.0, isolation=Isolation.WORKER)) as process:
         assert kinds(judge(process, "exit", "exit", "46", "exit", "exit"))[2] == 1.0
         with pytest.raises(RuntimeError, match=r"mine\.py:hostile: its process died 3 times in a row .* code 3"):
             judge(process, "exit")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from workers.adapters import AdapterError, read_adapter, served_rank, why_merged
@@ -396,6 +396,15 @@ def test_a_folder_that_holds_no_adapter_or_another_ones_is_named(load, tmp_path:
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "peft_type": "VERA"}))
     with pytest.raises(AdapterError, match="of kind VERA"):
         load(TuningConfig(adapters=[str(tmp_path)]))
+
+
+def test_an_adapter_whose_head_cannot_be_read_is_refused_when_the_model_is_built(load, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(load(TuningConfig()), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"lora\.layer\.Linear, whose logits are no sum of products"):
+        load(TuningConfig(method=LORA, adapters=[str(tmp_path)], continue_last=True))
+    merged = load(TuningConfig(method=LORA, adapters=[str(tmp_path)]))
+    assert type(merged.get_output_embeddings()) is torch.nn.Linear
 
 
 def test_only_plain_low_rank_additions_are_served_apart_from_the_base(load, tmp_path: Path) -> None:

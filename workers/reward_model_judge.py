@@ -32,8 +32,8 @@ PART = "reward_model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSetup:
-    """What a judge is built from."""
+class RewardModelJudgeSetup:
+    """What a judge with a reward model is built from."""
 
     model: ModelConfig
     """Of the reward model."""
@@ -44,10 +44,10 @@ class JudgeSetup:
     tokens_per_micro_batch: int
 
 
-class JudgeWorker:
+class RewardModelJudge:
     """A frozen sequence classifier with one label, and perhaps a function, whose weighted scores make the reward."""
 
-    def __init__(self, specs: Sequence[RewardSpec], canaries: Sequence[Canary], setup: JudgeSetup) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], canaries: Sequence[Canary], setup: RewardModelJudgeSetup) -> None:
         """The functions are tried before the model is loaded. Raises RewardError where one cannot be used here."""
         reward = setup.reward
         self._functions = RewardWorker(specs, canaries, reward) if specs else None
@@ -133,9 +133,11 @@ def _write_alike(own: PreTrainedTokenizerBase, others: PreTrainedTokenizerBase) 
     return templates and own.get_vocab() == others.get_vocab()
 
 
-def judge_setup(model: ModelConfig, reward: RewardConfig, device: Device, *, tokens_per_micro_batch: int) -> JudgeSetup:
+def reward_model_judge_setup(
+    model: ModelConfig, reward: RewardConfig, device: Device, *, tokens_per_micro_batch: int
+) -> RewardModelJudgeSetup:
     """A reward model that calculates as the policy does."""
-    return JudgeSetup(
+    return RewardModelJudgeSetup(
         model=replace(model, path=reward.model),
         policy=model.path,
         reward=reward,

@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from engine.judging import reward_specs
 from rewards.score import Failure, FailureKind, Score
 from workers.config import Device, ModelConfig, RewardConfig
-from workers.judge_worker import JudgeWorker, judge_setup
 from workers.model import UnsupportedModel
 from workers.records import Group, Message, Prompt, Rollout, Span, Stop
+from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 
 EXACT = "rewards.number:exact"
 
@@ -51,13 +51,13 @@ def one_at_a_time() -> Iterator[None]:
         judge.close()
 
 
-judges: list[JudgeWorker] = []
+judges: list[RewardModelJudge] = []
 
 
-def judge(policy: str, model: str, *, function: str = "", budget: int = 10**6, **reward: float) -> JudgeWorker:
+def judge(policy: str, model: str, *, function: str = "", budget: int = 10**6, **reward: float) -> RewardModelJudge:
     config = RewardConfig(function=function, model=model, **reward)
-    setup = judge_setup(ModelConfig(path=policy), config, Device.CPU, tokens_per_micro_batch=budget)
-    judges.append(JudgeWorker(reward_specs(config), (), setup))
+    setup = reward_model_judge_setup(ModelConfig(path=policy), config, Device.CPU, tokens_per_micro_batch=budget)
+    judges.append(RewardModelJudge(reward_specs(config), (), setup))
     return judges[-1]
 
 
