@@ -1,13 +1,11 @@
-"""Scored groups to tensors, and batches to micro-batches of a token budget.
+"""Groups and lessons to tensors, and some rows of a batch to a batch.
 
-The loss never sees how rows were cut: every micro-batch's contribution is divided by the same totals.
 Suffixes: `B` rows, `T` token positions of a response.
 """
 
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +15,9 @@ from torch import Tensor
 
 from workers.lessons import Lesson, LessonBatch, Part
 from workers.records import Batch, Credit, Experience, Group, ModelOutputs, Row
+
+BLANK_PROMPT = -1
+"""The number of the blank row's prompt, which is nobody else's."""
 
 
 def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
@@ -29,6 +30,7 @@ def collate(rows: Sequence[Row], groups: Iterable[Group]) -> Batch:
     return Batch(
         context=tuple(torch.cat(pair) for pair in zip(prompts, responses, strict=True)),
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
+        prompts=tuple(row.draw for row in rows),
         token_ids_BT=_pad(responses, torch.long),
         mask_BT=_pad([torch.tensor(rollout.action_mask()) for rollout in rollouts], torch.bool),
         rollout_logprobs_BT=_pad([torch.tensor(rollout.logprobs) for rollout in rollouts], torch.float32),
@@ -50,6 +52,7 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
     batch = Batch(
         context=context,
         prompt_lengths=prompt_lengths,
+        prompts=_numbered([example.token_ids[: example.prompt_length] for *_, example in examples]),
         token_ids_BT=_pad(
             [tokens[prompt:] for tokens, prompt in zip(context, prompt_lengths, strict=True)], torch.long
         ),
@@ -67,6 +70,17 @@ def collate_lessons(lessons: Sequence[Lesson], reference: Sequence[np.ndarray]) 
         margin_B=torch.tensor([lesson.margin for _, lesson, _ in examples], dtype=torch.float32),
         reference_logprobs_BT=_pad(said, torch.float32) if said else torch.zeros(mask_BT.shape),
     )
+
+
+def _numbered(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Equal ones by the same number."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return tuple(numbers.setdefault(prompt, len(numbers)) for prompt in prompts)
+
+
+def each_with_its_own_prompt(batch: Batch) -> Batch:
+    """No prompt is held once for several rows: for what is not the same in each of them."""
+    return replace(batch, prompts=tuple(range(len(batch))))
 
 
 def append_blank_lesson(lessons: LessonBatch) -> LessonBatch:
@@ -115,6 +129,7 @@ def append_blank(batch: Batch) -> Batch:
     return Batch(
         context=(*batch.context, torch.zeros(2, dtype=torch.long)),
         prompt_lengths=(*batch.prompt_lengths, 1),
+        prompts=(*batch.prompts, BLANK_PROMPT),
         token_ids_BT=pad_with_blank(batch.token_ids_BT),
         mask_BT=pad_with_blank(batch.mask_BT),
         rollout_logprobs_BT=pad_with_blank(batch.rollout_logprobs_BT),
@@ -142,54 +157,6 @@ def pad_with_blank(tensor_BT: Tensor) -> Tensor:
     return torch.cat([tensor_BT, tensor_BT.new_zeros(1, tensor_BT.shape[1])])
 
 
-def cut(
-    units: Sequence[tuple[int, ...]], *, tokens_per_micro_batch: int, packing: bool = False
-) -> tuple[tuple[int, ...], ...]:
-    """Unit numbers by micro-batch, so that each stays within the budget; the largest units come first.
-
-    A unit is given by the lengths of its rows, which stay together. A micro-batch costs rows x longest row, or packed
-    the tokens of its rows. A unit that is larger than the budget gets a micro-batch of its own.
-
-    >>> cut([(3,), (9,), (4,), (2,)], tokens_per_micro_batch=9)
-    ((1,), (2, 0), (3,))
-    >>> cut([(3,), (9,), (4,), (2,)], tokens_per_micro_batch=9, packing=True)
-    ((1,), (2, 0, 3))
-    """
-    if packing:
-        return _best_fit([sum(unit) for unit in units], tokens_per_micro_batch)
-    return _side_by_side(units, tokens_per_micro_batch)
-
-
-def _side_by_side(units: Sequence[tuple[int, ...]], budget: int) -> tuple[tuple[int, ...], ...]:
-    """Longest first, so that rows of about the same length share a micro-batch."""
-    micro_batches: list[list[int]] = []
-    longest = rows = 0
-    for unit in sorted(range(len(units)), key=lambda unit: (-max(units[unit]), unit)):
-        if micro_batches and (rows + len(units[unit])) * longest <= budget:
-            micro_batches[-1].append(unit)
-            rows += len(units[unit])
-        else:
-            micro_batches.append([unit])
-            longest, rows = max(units[unit]), len(units[unit])
-    return tuple(tuple(micro_batch) for micro_batch in micro_batches)
-
-
-def _best_fit(sizes: Sequence[int], budget: int) -> tuple[tuple[int, ...], ...]:
-    """Largest first, each where it leaves the least room (best-fit decreasing)."""
-    micro_batches: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what is left of the budget, and in which micro-batch; sorted
-    for unit in sorted(range(len(sizes)), key=lambda unit: (-sizes[unit], unit)):
-        tightest = bisect_left(room, (sizes[unit], 0))
-        if tightest < len(room):
-            left, number = room.pop(tightest)
-            micro_batches[number].append(unit)
-        else:
-            left, number = budget, len(micro_batches)
-            micro_batches.append([unit])
-        insort(room, (left - sizes[unit], number))
-    return tuple(tuple(micro_batch) for micro_batch in micro_batches)
-
-
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch, no wider than their longest response."""
     index = torch.tensor(rows, dtype=torch.long)
@@ -199,6 +166,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
     return Batch(
         context=context,
         prompt_lengths=prompt_lengths,
+        prompts=tuple(batch.prompts[row] for row in rows),
         token_ids_BT=batch.token_ids_BT[index, :width],
         mask_BT=batch.mask_BT[index, :width],
         rollout_logprobs_BT=batch.rollout_logprobs_BT[index, :width],

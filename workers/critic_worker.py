@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.batches import collate, select_experience
+from workers.micro_batches import one_by_one
 from workers.model import Scorer, ValueScorer, load_value_model, score_values
 from workers.records import Batch, Credit, Experience, Group, Loss, ModelOutputs, PolicyObjective, Totals, Update
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import TrainerSetup, TrainWorker, one_by_one, passes
+from workers.train_worker import TrainerSetup, TrainWorker, passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from workers.batches import collate, cut, scatter_rows, select
+from workers.batches import collate, scatter_rows, select
 from workers.config import Device, ModelConfig
+from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.records import Group, Update, WeightManifest
 from workers.segments import attend_by_segment
@@ -48,8 +49,12 @@ class FrozenWorker:
         """{"reference_logprobs_BT": [B, T] float32}, rows in the order of `updates`."""
         batch = collate([row for update in updates for row in update.rows], groups)
         pieces = []
-        units = [(length,) for length in batch.lengths()]
-        for chosen in cut(units, tokens_per_micro_batch=self._tokens_per_micro_batch, packing=self._packing):
+        for chosen in micro_batches(
+            batch,
+            one_by_one(range(len(batch))),
+            tokens_per_micro_batch=self._tokens_per_micro_batch,
+            packing=self._packing,
+        ):
             scored = score_tokens(self._scorer, select(batch, chosen), temperature=temperature, device=self._device)
             pieces.append((chosen, scored.logprobs_BT))
         whole_BT = scatter_rows(pieces, shape=tuple(batch.mask_BT.shape), device=self._device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,11 @@ from transformers import (
 
 from workers.config import ModelConfig, Precision, Weights
 from workers.embedding_noise import EmbeddingNoise
+from workers.families import Places, families_of, places_of
 from workers.heads import head_terms
 from workers.linear_logprobs import linear_logprobs
 from workers.records import Batch, TokenLogprobs
-from workers.segments import packed, reads_segments
+from workers.segments import Segments, packed, reads_segments
 
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 
@@ -116,7 +116,7 @@ def _ready_to_train(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMo
     return model
 
 
-Text = Mapping[str, Tensor | int]
+Text = Mapping[str, Tensor | Segments]
 """What a model's body reads, by the names of its own arguments."""
 
 
@@ -127,8 +127,9 @@ class ModelInputs:
 
     text: Text
     """Prompts and responses."""
+    places: Places
     predictor_N: Tensor
-    """Flat positions in [B * S] whose hidden state predicts each response token: one before it, in the same row."""
+    """Flat positions in [B * S] whose hidden state predicts each response token: the token before it, in its row."""
     target_N: Tensor
     """The response tokens."""
     row_N: Tensor
@@ -140,27 +141,42 @@ class ModelInputs:
 
 def inputs_for(batch: Batch, *, device: torch.device, packing: bool = False) -> ModelInputs:
     """Lay a batch out for the model. The one place that knows how rows lie and that positions are 1-D."""
-    lengths, rows, columns = batch.lengths(), [], []
-    for row, (length, prompt_length) in enumerate(zip(lengths, batch.prompt_lengths, strict=True)):
-        columns.append(torch.arange(length - prompt_length))
-        rows.append(torch.full((length - prompt_length,), row))
-    row_N, column_N = torch.cat(rows), torch.cat(columns)
-    start_B = torch.tensor([0, *accumulate(lengths)][:-1]) if packing else torch.arange(len(batch)) * max(lengths)
-    predictor_N = (start_B + torch.tensor(batch.prompt_lengths))[row_N] + column_N - 1
+    lengths = torch.tensor(batch.lengths())
+    prompts = torch.tensor(batch.prompt_lengths)
+    responses = lengths - prompts
+    if packing:
+        families = Segments.in_order(families_of(batch))
+        text, places = packed(batch, families, device), places_of(families)
+    else:
+        text = {"input_ids": _padded(batch.context).to(device)}
+        start_B = torch.arange(len(batch)) * int(lengths.max())
+        places = Places(prompt_B=start_B, response_B=start_B + prompts)
+    row_N = torch.arange(len(batch)).repeat_interleave(responses)
+    column_N = torch.arange(len(row_N)) - (responses.cumsum(0) - responses)[row_N]
+    # A response's first token is predicted from the prompt's last, which may lie far before it.
+    before_N = places.response_B[row_N] + column_N - 1
+    predictor_N = before_N.where(column_N > 0, (places.prompt_B + prompts - 1)[row_N])
     return ModelInputs(
-        text=packed(batch.context, device) if packing else {"input_ids": _padded(batch.context).to(device)},
+        text=text,
+        places=places,
         predictor_N=predictor_N.to(device),
         target_N=batch.token_ids_BT[row_N, column_N].to(device),
         row_N=row_N.to(device),
         column_N=column_N.to(device),
-        last_B=(start_B + torch.tensor(lengths) - 1).to(device),
+        last_B=(places.response_B + responses - 1).to(device),
     )
 
 
-def noise_for(batch: Batch, noise: EmbeddingNoise, *, width: int, device: torch.device, packing: bool) -> Tensor:
-    """[B, S, width], or [1, S, width] packed: what is added to the embeddings of `inputs_for`'s tokens."""
-    rows = [noise.of_row(row, length=length, width=width) for row, length in enumerate(batch.lengths())]
-    return (torch.cat(rows)[None] if packing else _padded(rows)).to(device)
+def noise_for(inputs: ModelInputs, batch: Batch, noise: EmbeddingNoise, *, width: int) -> Tensor:
+    """[B, S, width], or [1, S, width] packed: what is added to the embeddings of the inputs' tokens.
+
+    Rows that share a prompt would share its noise: `batch` has none (`each_with_its_own_prompt`).
+    """
+    shape = inputs.text["input_ids"].shape
+    noise_NH = torch.zeros(shape.numel(), width)
+    for row, (start, length) in enumerate(zip(inputs.places.prompt_B.tolist(), batch.lengths(), strict=True)):
+        noise_NH[start : start + length] = noise.of_row(row, length=length, width=width)
+    return noise_NH.view(*shape, width).to(inputs.text["input_ids"].device)
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
@@ -232,7 +248,7 @@ def score_tokens(
     inputs = inputs_for(batch, device=device, packing=scorer.packing)
     noise_BSH = None
     if noise is not None:
-        noise_BSH = noise_for(batch, noise, width=scorer.embedding_width, device=device, packing=scorer.packing)
+        noise_BSH = noise_for(inputs, batch, noise, width=scorer.embedding_width)
     logprobs_N, entropy_N = scorer(
         inputs.text, noise_BSH, inputs.predictor_N, inputs.target_N, temperature, entropy_gradient
     )

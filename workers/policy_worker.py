@@ -21,6 +21,7 @@ from workers.batches import collate, select_experience, select_lessons
 from workers.config import OldLogprobs
 from workers.embedding_noise import EmbeddingNoise, noise_seed
 from workers.lessons import LanguageObjective, Lesson, LessonBatch, Part, Share
+from workers.micro_batches import one_by_one
 from workers.model import Scorer, TokenScorer, load_language_model, score_tokens
 from workers.records import (
     AlgorithmState,
@@ -37,7 +38,7 @@ from workers.records import (
 )
 from workers.student_worker import StudentWorker
 from workers.tally import Tally, UpdateReport
-from workers.train_worker import Pass, RankInfo, TrainerSetup, one_by_one, passes
+from workers.train_worker import Pass, RankInfo, TrainerSetup, passes
 from workers.tuned_weights import adapter_settings, adapter_tensors, shapes_of, whole_weights
 from workers.tuning import adapter_off
 from workers.weight_sync import SharedWeights, padded_bytes

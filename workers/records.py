@@ -416,7 +416,7 @@ class Batch:
     """Rows as tensors. The loss sees responses only, right-padded; `context` holds what the model reads.
 
     Example (a prompt of 2 tokens, responses of 3 and 1):
-        Batch(context=(tensor([5, 6, 7, 8, 9]), tensor([5, 6, 7])), prompt_lengths=(2, 2),
+        Batch(context=(tensor([5, 6, 7, 8, 9]), tensor([5, 6, 7])), prompt_lengths=(2, 2), prompts=(0, 0),
               token_ids_BT=[[7, 8, 9], [7, 0, 0]], mask_BT=[[1, 1, 1], [1, 0, 0]],
               rollout_logprobs_BT=..., version_BT=..., reward_B=..., prompt_tokens_B=...)
     """
@@ -424,6 +424,8 @@ class Batch:
     context: tuple[Tensor, ...]
     """A row's prompt and response, [prompt + T_i] int64 each."""
     prompt_lengths: tuple[int, ...]
+    prompts: tuple[int, ...]
+    """A number for each row's prompt: rows of one number have the same prompt, which packed rows hold once."""
     token_ids_BT: Tensor
     mask_BT: Tensor
     """bool: tokens that are trained on; False on padding and on tokens the policy did not write."""

@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rewards.mix import Voice, mixed
 from rewards.score import judgement_of
 from rewards.spec import RewardSpec
-from workers.batches import cut
 from workers.canary import Canary
 from workers.config import Device, ModelConfig, RewardConfig
+from workers.micro_batches import cut_padded
 from workers.model import DTYPES, UnsupportedModel
 from workers.records import Group, GroupSummary, Rollout
 from workers.reward_worker import RewardWorker
@@ -80,7 +80,7 @@ class RewardModelJudge:
     def _scores_of_one_group(self, rollouts: Sequence[Rollout]) -> list[float]:
         rows = [self._read(rollout) for rollout in rollouts]
         scores = [math.nan] * len(rows)
-        for chosen in cut([(len(row),) for row in rows], tokens_per_micro_batch=self._tokens_per_micro_batch):
+        for chosen in cut_padded([(len(row),) for row in rows], self._tokens_per_micro_batch):
             for row, score in zip(chosen, self._forward([rows[row] for row in chosen]).tolist(), strict=True):
                 scores[row] = score
         return scores

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from workers.batches import append_blank_lesson, collate_lessons, lessons_on_device, select_lessons, units_of
+from workers.batches import (
+    append_blank_lesson,
+    collate_lessons,
+    each_with_its_own_prompt,
+    lessons_on_device,
+    select_lessons,
+    units_of,
+)
 from workers.embedding_noise import EmbeddingNoise
 from workers.exporting import write_model
 from workers.lessons import LessonBatch, Objective, Part, Share
@@ -25,6 +33,8 @@ class StudentWorker(TrainWorker):
         lessons = self._lessons_on_device(share)
         point = self._reference_point(lessons, objective)
         noise = self._noise(share, objective)
+        if noise is not None:
+            lessons = replace(lessons, batch=each_with_its_own_prompt(lessons.batch))
         tally = Tally(num_updates=1)
 
         def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:

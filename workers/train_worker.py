@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -20,9 +20,10 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workers.batches import append_blank, cut, on_device, pad_with_blank, scatter_rows, select
+from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.meeting import MeetingPoint, join
+from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.records import Batch, Loss, Update
@@ -57,15 +58,6 @@ class TrainerSetup:
 
 MicroLoss = Callable[[Batch, Sequence[int]], Loss]
 """The loss of some rows: they as a micro-batch, and their numbers in the whole batch."""
-
-
-Units = Sequence[tuple[int, ...]]
-"""Row numbers, in groups that a micro-batch must not split."""
-
-
-def one_by_one(rows: Iterable[int]) -> Units:
-    """Every row is a unit of its own."""
-    return [(row,) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +170,12 @@ class TrainWorker(ABC):
 
     def _micro_batches(self, batch: Batch, units: Units) -> list[tuple[int, ...]]:
         """Row numbers by micro-batch; ranks with fewer end with the blank row (collectives must match across ranks)."""
-        lengths = batch.lengths()
-        pieces = cut(
-            [tuple(lengths[row] for row in unit) for unit in units],
+        chosen = micro_batches(
+            batch,
+            units,
             tokens_per_micro_batch=self._train.tokens_per_micro_batch,
             packing=self._train.packing,
         )
-        chosen = [tuple(row for number in piece for row in units[number]) for piece in pieces]
         if self._rank.world_size > 1:
             most = torch.tensor([len(chosen)], device=self._device)
             torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)

@@ -53,6 +53,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_minus_advantage_times_log_prob(
     batch = Batch(
         context=(torch.zeros(4, dtype=torch.long),) * 2,
         prompt_lengths=(2, 2),
+        prompts=(0, 1),
         token_ids_BT=torch.zeros(2, 2, dtype=torch.long),
         mask_BT=mask_BT,
         rollout_logprobs_BT=logprobs_BT.detach(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,6 @@ from workers.batches import (
     append_blank_lesson,
     collate,
     collate_lessons,
-    cut,
     pad_with_blank,
     scatter_rows,
     select,
@@ -26,11 +26,20 @@ from workers.batches import (
     units_of,
 )
 from workers.lessons import Example, Lesson, Part
+from workers.micro_batches import RowSize, cut_packed, cut_padded, micro_batches, one_by_one, packed_tokens
 from workers.records import Credit, Experience, Group, ModelOutputs, Rollout, Row
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 UNITS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
 """The lengths of rows that stay together."""
+PROMPT_TOKENS = (3, 17, 1, 30)
+ROW_SIZES = st.builds(
+    lambda prompt, tokens: RowSize(prompt=prompt, prompt_tokens=PROMPT_TOKENS[prompt], response_tokens=tokens),
+    st.integers(0, len(PROMPT_TOKENS) - 1),
+    st.integers(1, 40),
+)
+SIBLINGS = st.lists(st.lists(ROW_SIZES, min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
+"""The same of rows that share prompts."""
 BUDGETS = st.integers(1, 120)
 
 
@@ -39,28 +48,64 @@ def alone(lengths: Sequence[int]) -> list[tuple[int]]:
     return [(length,) for length in lengths]
 
 
-@given(UNITS, BUDGETS, st.booleans())
+def unrelated(units: Sequence[Sequence[int]]) -> list[list[RowSize]]:
+    """Rows that share no prompt."""
+    prompts = itertools.count()
+    return [
+        [RowSize(prompt=next(prompts), prompt_tokens=1, response_tokens=length - 1) for length in unit]
+        for unit in units
+    ]
+
+
+def cost(rows: Sequence[RowSize]) -> int:
+    """By hand: what lies in the packed row."""
+    return sum(PROMPT_TOKENS[prompt] for prompt in {row.prompt for row in rows}) + sum(
+        row.response_tokens for row in rows
+    )
+
+
+@given(UNITS, SIBLINGS, BUDGETS)
 @settings(deadline=None)
-def test_every_unit_is_in_one_micro_batch(units: list[tuple[int, ...]], budget: int, packing: bool) -> None:
-    pieces = cut(units, tokens_per_micro_batch=budget, packing=packing)
-    assert sorted(unit for piece in pieces for unit in piece) == list(range(len(units)))
+def test_every_unit_is_in_one_micro_batch(
+    units: list[tuple[int, ...]], siblings: list[tuple[RowSize, ...]], budget: int
+) -> None:
+    for pieces, count in ((cut_padded(units, budget), len(units)), (cut_packed(siblings, budget), len(siblings))):
+        assert sorted(unit for piece in pieces for unit in piece) == list(range(count))
 
 
-@given(UNITS, BUDGETS, st.booleans())
+@given(UNITS, BUDGETS)
 @settings(deadline=None)
 def test_micro_batches_stay_within_the_budget_or_hold_one_unit_that_exceeds_it(
-    units: list[tuple[int, ...]], budget: int, packing: bool
+    units: list[tuple[int, ...]], budget: int
 ) -> None:
-    for piece in cut(units, tokens_per_micro_batch=budget, packing=packing):
+    for piece in cut_padded(units, budget):
         lengths = [length for unit in piece for length in units[unit]]
-        cost = sum(lengths) if packing else len(lengths) * max(lengths)
-        assert cost <= budget or len(piece) == 1
+        assert len(lengths) * max(lengths) <= budget or len(piece) == 1
+
+
+@given(SIBLINGS, BUDGETS)
+@settings(deadline=None)
+def test_packed_a_micro_batch_costs_its_responses_and_each_of_its_prompts_once(
+    units: list[tuple[RowSize, ...]], budget: int
+) -> None:
+    for piece in cut_packed(units, budget):
+        rows = [row for unit in piece for row in units[unit]]
+        assert packed_tokens(rows) == cost(rows)
+        assert cost(rows) <= budget or len(piece) == 1
+
+
+def test_siblings_stay_together_where_there_is_room_and_else_the_prompt_is_there_again() -> None:
+    siblings = [[RowSize(prompt=number % 2, prompt_tokens=10, response_tokens=5)] for number in range(8)]
+    assert cut_packed(siblings, 60) == ((0, 2, 4, 6, 1, 3, 5, 7),)
+    assert cut_packed(siblings, 30) == ((0, 2, 4, 6), (1, 3, 5, 7))
+    assert cut_packed(siblings, 20) == ((0, 2), (4, 6), (1, 3), (5, 7))
+    assert cut_packed(siblings, 19) == tuple((row,) for row in (0, 2, 4, 6, 1, 3, 5, 7))
 
 
 @given(LENGTHS, BUDGETS)
 @settings(deadline=None)
 def test_no_micro_batch_could_have_taken_the_next_ones_first_row(lengths: list[int], budget: int) -> None:
-    pieces = cut(alone(lengths), tokens_per_micro_batch=budget)
+    pieces = cut_padded(alone(lengths), budget)
     for piece in pieces[:-1]:
         assert (len(piece) + 1) * max(lengths[row] for row in piece) > budget
 
@@ -68,7 +113,7 @@ def test_no_micro_batch_could_have_taken_the_next_ones_first_row(lengths: list[i
 @given(UNITS, BUDGETS)
 @settings(deadline=None)
 def test_no_two_packed_micro_batches_could_have_been_one(units: list[tuple[int, ...]], budget: int) -> None:
-    pieces = cut(units, tokens_per_micro_batch=budget, packing=True)
+    pieces = cut_packed(unrelated(units), budget)
     tokens = sorted(sum(sum(units[unit]) for unit in piece) for piece in pieces)
     assert len(tokens) == 1 or tokens[0] + tokens[1] > budget
 
@@ -76,17 +121,16 @@ def test_no_two_packed_micro_batches_could_have_been_one(units: list[tuple[int, 
 @given(LENGTHS, BUDGETS)
 @settings(deadline=None)
 def test_packing_never_makes_more_micro_batches(lengths: list[int], budget: int) -> None:
-    padded, packed = (cut(alone(lengths), tokens_per_micro_batch=budget, packing=packing) for packing in (False, True))
-    assert len(packed) <= len(padded)
+    assert len(cut_packed(unrelated(alone(lengths)), budget)) <= len(cut_padded(alone(lengths), budget))
 
 
 def test_packed_units_go_where_they_leave_the_least_room() -> None:
     units = [(4,), (2, 4), (3,), (7,), (1, 1)]
-    assert cut(units, tokens_per_micro_batch=10, packing=True) == ((3, 2), (1, 0), (4,))
+    assert cut_packed(unrelated(units), 10) == ((3, 2), (1, 0), (4,))
 
 
 def test_no_rows_make_no_micro_batch() -> None:
-    assert cut([], tokens_per_micro_batch=8) == cut([], tokens_per_micro_batch=8, packing=True) == ()
+    assert cut_padded([], 8) == cut_packed([], 8) == ()
 
 
 def test_collate_keeps_the_order_of_rows_not_of_groups() -> None:
@@ -193,14 +237,10 @@ def test_a_lesson_is_never_split_between_micro_batches(budget: int, packing: boo
     random.shuffle(rows)
     lessons = collate_lessons(pairs_of(rows, groups), ())
     units = units_of(lessons, range(len(lessons)))
-    lengths = lessons.batch.lengths()
-    pieces = cut(
-        [tuple(lengths[row] for row in unit) for unit in units], tokens_per_micro_batch=budget, packing=packing
-    )
     seen = []
-    for piece in pieces:
-        part = select_lessons(lessons, [row for unit in piece for row in units[unit]])
-        assert part.parts == (Part.CHOSEN, Part.REJECTED) * len(piece)
+    for piece in micro_batches(lessons.batch, units, tokens_per_micro_batch=budget, packing=packing):
+        part = select_lessons(lessons, piece)
+        assert part.parts == (Part.CHOSEN, Part.REJECTED) * (len(piece) // 2)
         seen += part.lesson_B.tolist()[::2]
         assert part.lesson_B.tolist()[::2] == part.lesson_B.tolist()[1::2]
     assert sorted(seen) == list(range(len(rows) // 2))
@@ -227,7 +267,8 @@ def test_cut_and_selected_rows_scatter_back_to_where_they_were(budget: int, pack
     random.shuffle(rows)
     batch = collate(rows, groups)
     pieces = []
-    for chosen in cut(alone(batch.lengths()), tokens_per_micro_batch=budget, packing=packing):
+    units = one_by_one(range(len(batch)))
+    for chosen in micro_batches(batch, units, tokens_per_micro_batch=budget, packing=packing):
         piece = select(batch, chosen)
         assert piece.mask_BT.shape[1] == max(len(rollout_of(rows[row], groups).token_ids) for row in chosen)
         pieces.append((chosen, piece.rollout_logprobs_BT))

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from plain_training import Plain, by_its_own_loss, context_of, distance, plain_policy, summed
-from tiny import ALL, EACH, ODD, count, made_up, outcomes_of, rollout_of, toy_groups, toy_rows
+from tiny import ALL, EACH, ODD, count, made_up, outcomes_of, rollout_of, toy_groups, toy_rows, with_exact_norms
 from trainers import TrainerProcesses, learn, step_of, trainer_setup
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -32,7 +32,8 @@ from engine.algorithms.reinforce_pp import ReinforcePP
 from engine.algorithms.reinforce_pp_baseline import ReinforcePPBaseline
 from engine.algorithms.remax import ReMax
 from engine.algorithms.rloo import RLOO, RatioOf
-from workers.batches import append_blank, collate, cut, pad_with_blank, select_experience
+from workers.batches import append_blank, collate, pad_with_blank, select_experience
+from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, ValueScorer, score_tokens, score_values
 from workers.records import Credit, Experience, Loss, ModelOutputs, Row, TokenLogprobs, Totals
 from workers.segments import attend_by_segment
@@ -83,13 +84,13 @@ class Gradient:
 
 @pytest.fixture(scope="module")
 def scorer(folder: str) -> TokenScorer:
-    return TokenScorer(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+    return TokenScorer(with_exact_norms(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)))
 
 
 @pytest.fixture(scope="module")
 def packer(folder: str) -> TokenScorer:
     """The same policy, whose rows are packed."""
-    scorer = TokenScorer(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+    scorer = TokenScorer(with_exact_norms(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)))
     attend_by_segment(scorer)
     return scorer
 
@@ -174,21 +175,25 @@ def cut_up(past: Experience, pieces: Sequence[Sequence[int]]) -> list[Experience
     return [select_experience(past, piece) for piece in pieces]
 
 
+def to_a_budget(past: Experience, *, packing: bool) -> Sequence[Sequence[int]]:
+    units = one_by_one(range(len(past.batch)))
+    return micro_batches(past.batch, units, tokens_per_micro_batch=ODD, packing=packing)
+
+
 def splits(past: Experience) -> dict[str, list[Experience]]:
     everything = range(len(ROWS))
     return {
         "one row each": cut_up(past, [[row] for row in everything]),
         "two and the rest": cut_up(past, [everything[:2], everything[2:]]),
-        "a token budget": cut_up(past, cut([(n,) for n in past.batch.lengths()], tokens_per_micro_batch=ODD)),
+        "a token budget": cut_up(past, to_a_budget(past, packing=False)),
         "seven more columns": [widened(past)],
         "blank rows between": cut_up(with_blank(past), [everything[5:], [len(ROWS)], everything[:5], [len(ROWS)]]),
     }
 
 
 def packed_splits(past: Experience) -> dict[str, list[Experience]]:
-    lengths = past.batch.lengths()
-    pieces = cut([(length,) for length in lengths], tokens_per_micro_batch=ODD, packing=True)
-    assert 1 < len(pieces) < len(cut([(length,) for length in lengths], tokens_per_micro_batch=ODD))
+    pieces = to_a_budget(past, packing=True)
+    assert 1 < len(pieces) < len(to_a_budget(past, packing=False))
     return {
         "all in one row": [past],
         "packed to a token budget": cut_up(past, pieces),
@@ -238,10 +243,10 @@ def test_the_gradient_is_the_same_however_rows_are_split_padded_packed_and_order
     loss_of, past = policy_loss_of(scorer, algorithm), of_rows(ROWS, algorithm)
     whole = gradient(scorer, [past], loss_of)
     assert whole.of_parameters.norm() > 1e-4, "a gradient of zero would be equal to itself"
-    for name, micro_batches in splits(past).items():
-        assert gradient(scorer, micro_batches, loss_of).is_that_of(whole), name
-    for name, micro_batches in packed_splits(past).items():
-        assert gradient(packer, micro_batches, policy_loss_of(packer, algorithm)).is_that_of(whole), name
+    for name, pieces in splits(past).items():
+        assert gradient(scorer, pieces, loss_of).is_that_of(whole), name
+    for name, pieces in packed_splits(past).items():
+        assert gradient(packer, pieces, policy_loss_of(packer, algorithm)).is_that_of(whole), name
     shuffled = [ROWS[(5 * number + 3) % len(ROWS)] for number in range(len(ROWS))]
     assert gradient(scorer, [of_rows(shuffled, algorithm)], loss_of).is_that_of(whole), "another order"
 
@@ -293,7 +298,8 @@ def test_the_critics_gradient_is_the_same_however_rows_are_split_padded_and_pack
     folder: str, of_rows: Callable[[Sequence[Row], PolicyGradient], Experience], mode: Aggregation
 ) -> None:
     torch.manual_seed(3)
-    critic = ValueScorer(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float64))
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float64)
+    critic = ValueScorer(with_exact_norms(model))
     algorithm = PPO(aggregation=mode)
 
     def loss_of(past: Experience, totals: Totals) -> Loss:
@@ -301,13 +307,13 @@ def test_the_critics_gradient_is_the_same_however_rows_are_split_padded_and_pack
 
     past = of_rows(ROWS, algorithm)
     whole = gradient(critic, [past], loss_of)
-    for name, micro_batches in splits(past).items():
-        assert gradient(critic, micro_batches, loss_of).is_that_of(whole), name
+    for name, pieces in splits(past).items():
+        assert gradient(critic, pieces, loss_of).is_that_of(whole), name
     same = gradient(critic, [poisoned(past, nan)], loss_of)
     assert torch.equal(same.of_parameters, whole.of_parameters)
     attend_by_segment(critic)
-    for name, micro_batches in packed_splits(past).items():
-        assert gradient(critic, micro_batches, loss_of).is_that_of(whole), name
+    for name, pieces in packed_splits(past).items():
+        assert gradient(critic, pieces, loss_of).is_that_of(whole), name
 
 
 def test_the_comparison_would_notice_a_mean_of_micro_batch_means(

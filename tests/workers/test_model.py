@@ -42,6 +42,7 @@ def one_row(prompt: list[int], response: list[int]) -> Batch:
     return Batch(
         context=(torch.tensor(prompt + response),),
         prompt_lengths=(len(prompt),),
+        prompts=(0,),
         token_ids_BT=torch.tensor([response]),
         mask_BT=torch.ones(1, len(response), dtype=torch.bool),
         rollout_logprobs_BT=torch.zeros(1, len(response)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 
 import pytest
 from tiny import ROOT
 from transformers import AutoTokenizer
 
-from workers.batches import cut
+from workers.micro_batches import RowSize, cut_packed, cut_padded
 
 DEMOS = ROOT.parent / "shared" / "data" / "llamafactory_demo"
 """LLaMA-Factory's demo sets, where they are."""
@@ -40,7 +41,9 @@ def test_real_data_fill_at_least_95_percent_of_the_budget(file: str) -> None:
     lengths = [[len(tokenizer(text)["input_ids"]) for text in texts] for texts in texts_of(file)]
     for budget in (2048, 4096):
         units = [tuple(min(length, budget // len(unit)) for length in unit) for unit in lengths]
-        passes = cut(units, tokens_per_micro_batch=budget, packing=True)
+        prompts = count()
+        rows = [[RowSize(prompt=next(prompts), prompt_tokens=0, response_tokens=n) for n in unit] for unit in units]
+        passes = cut_packed(rows, budget)
         # Measured: 0.971 (glaive at 4096) to 0.993.
         assert sum(map(sum, units)) / (len(passes) * budget) >= 0.95
-        assert len(passes) < len(cut(units, tokens_per_micro_batch=budget))
+        assert len(passes) < len(cut_padded(units, budget))

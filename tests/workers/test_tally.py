@@ -22,6 +22,7 @@ def experience(rollout: torch.Tensor = ROLLOUT, mask: torch.Tensor = MASK) -> Ex
     batch = Batch(
         context=tuple(torch.zeros(5, dtype=torch.long) for _ in mask),
         prompt_lengths=(2,) * len(mask),
+        prompts=tuple(range(len(mask))),
         token_ids_BT=torch.zeros(mask.shape, dtype=torch.long),
         mask_BT=mask,
         rollout_logprobs_BT=rollout,

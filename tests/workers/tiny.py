@@ -30,6 +30,21 @@ ALL, EACH, ODD = 10**6, 1, 37
 # ----------------------------------------------------------------------------- the policy
 
 
+def with_exact_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with RMS norms in its own precision: transformers computes them in float32, backwards too, and a sum of
+    gradients that went through together is then rounded otherwise than one by one."""
+    for norm in model.modules():
+        if type(norm).__name__.endswith("RMSNorm"):
+            norm.forward = lambda hidden, norm=norm: _normed(norm, hidden)
+    return model
+
+
+def _normed(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    is_gemma = type(norm).__name__.startswith("Gemma")
+    eps, weight = (norm.eps, 1.0 + norm.weight) if is_gemma else (norm.variance_epsilon, norm.weight)
+    return weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+
+
 def write_policy(folder: Path, *, tied: bool) -> str:
     """A random Qwen2 of two layers as a Hugging Face folder, the tokenizer of examples/nano/blank beside it."""
     import torch

@@ -53,6 +53,7 @@ class LessonRows:
             batch=Batch(
                 context=tuple(torch.zeros(2 + width, dtype=torch.long) for _ in range(size)),
                 prompt_lengths=(2,) * size,
+                prompts=tuple(range(size)),
                 token_ids_BT=zeros_BT,
                 mask_BT=self.mask_BT,
                 rollout_logprobs_BT=zeros_BT.double(),

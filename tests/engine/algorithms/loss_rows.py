@@ -86,6 +86,7 @@ class Rows:
         return Batch(
             context=tuple(torch.zeros(2 + width, dtype=torch.long) for _ in range(size)),
             prompt_lengths=(2,) * size,
+            prompts=tuple(range(size)),
             token_ids_BT=torch.zeros(size, width, dtype=torch.long),
             mask_BT=self.mask_BT,
             rollout_logprobs_BT=self.rollout_BT,
