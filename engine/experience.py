@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.algorithms.base import Algorithm, Outcomes
+from engine.dealing import Siblings, WorkModel, deal
 from engine.rollout_stream import TakenGroup
 from workers.records import AlgorithmState, GroupSummary, Metrics, Row, Totals, Update
 from workers.stopped import RunStopped
@@ -50,14 +51,21 @@ class _Judged:
     sample: int
     reward: float
     greedy: float
-    tokens: int
-    """Prompt and response: what it costs to learn from it."""
+    prompt_length: int
+    length: int
+    """Response tokens."""
     action_tokens: int
     trains: bool
 
 
 def assign(
-    taken: Sequence[TakenGroup], algorithm: Algorithm, *, ranks: int, updates_per_step: int, horizon: int
+    taken: Sequence[TakenGroup],
+    algorithm: Algorithm,
+    *,
+    ranks: int,
+    updates_per_step: int,
+    horizon: int,
+    work: WorkModel,
 ) -> Assignment:
     """Shape every judged response's score, split the groups into optimizer steps, and balance each over the ranks.
 
@@ -81,13 +89,15 @@ def assign(
             prompts=sum(tokens > 0 for tokens in tokens_of.values()),
             horizon=horizon,
         )
-        for rank, dealt in enumerate(_deal(candidates, ranks)):
+        families = [_siblings(group, work) for group in groups]
+        for rank, dealt in enumerate(deal(families, ranks)):
+            owned = [groups[family][number] for family, number in dealt]
             rows = tuple(
                 Row(draw=own.draw, sample=own.sample, reward=own.reward, prompt_tokens=tokens_of[own.draw])
-                for own in dealt
+                for own in owned
             )
             shares[rank].append(Update(rows=rows, totals=totals))
-            places[rank] += [own.place for own in dealt]
+            places[rank] += [own.place for own in owned]
     return Assignment(
         shares=tuple(tuple(share) for share in shares),
         groups=tuple(_groups_of(share, taken) for share in shares),
@@ -146,7 +156,8 @@ def _judged(taken: Sequence[TakenGroup], algorithm: Algorithm, *, horizon: int) 
                     sample=int(sample),
                     reward=float(reward_G[sample]),
                     greedy=greedy,
-                    tokens=summary.prompt_length + int(summary.length_G[sample]),
+                    prompt_length=summary.prompt_length,
+                    length=int(summary.length_G[sample]),
                     action_tokens=int(summary.action_tokens_G[sample]),
                     trains=bool(trains_G[sample]),
                 )
@@ -171,15 +182,11 @@ def _rewards(summary: GroupSummary, algorithm: Algorithm, *, horizon: int) -> tu
     return reward_G, float(greedy)
 
 
-def _deal(candidates: Sequence[_Judged], ranks: int) -> list[list[_Judged]]:
-    """Longest first to the rank with the least to do; within a rank, in draw order."""
-    dealt: list[list[_Judged]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
-    for judged in sorted(candidates, key=lambda own: (-own.tokens, own.draw, own.sample)):
-        rank = min(range(ranks), key=lambda rank: (load[rank], rank))
-        dealt[rank].append(judged)
-        load[rank] += judged.tokens
-    return [sorted(own, key=lambda judged: (judged.draw, judged.sample)) for own in dealt]
+def _siblings(group: Sequence[_Judged], work: WorkModel) -> Siblings:
+    return Siblings(
+        prompt=work.prompt(group[0].prompt_length) if group else 0.0,
+        rows=tuple(work.row(own.prompt_length, own.length) for own in group),
+    )
 
 
 def _groups_of(share: Sequence[Update], taken: Sequence[TakenGroup]) -> tuple[ObjectRef, ...]:

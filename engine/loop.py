@@ -10,6 +10,7 @@ import ray
 
 from engine.checkpoint import Checkpoints
 from engine.config import Config, RunConfig
+from engine.dealing import WorkModel
 from engine.evaluation import evaluate
 from engine.experience import Assignment, advantages, assign
 from engine.invariants import SkippedUpdates, check_agreement, check_tokens
@@ -94,6 +95,7 @@ def _assigned(taken: Taken, config: Config) -> Assignment:
         ranks=config.train.ranks,
         updates_per_step=config.train.updates_per_step,
         horizon=config.rollout.max_response_tokens,
+        work=WorkModel.of(config.sizes, shares_prompts=config.train.packing),
     )
 
 

@@ -20,6 +20,7 @@ from engine.algorithms.reinforce_pp import ReinforcePP
 from engine.algorithms.remax import ReMax
 from engine.algorithms.rloo import RLOO
 from engine.algorithms.shaping import Shaping, Truncated
+from engine.dealing import WorkModel
 from engine.experience import Assignment, NothingToLearn, advantages, assign
 from engine.rollout_stream import TakenGroup
 from rewards.score import judgement_of
@@ -28,6 +29,8 @@ from workers.records import AlgorithmState, GreedyOutcome, GroupSummary, Metrics
 HORIZON = 64
 NAN = float("nan")
 RAW = GRPO(scale=Scale.NONE)
+WORK = WorkModel(pair=0.0, response_token=0.0, shares_prompts=False)
+"""Every token costs the same."""
 Name = tuple[int, int]
 """Of a response: draw and sample."""
 
@@ -64,7 +67,7 @@ def dealt(
     algorithm: Algorithm = RAW,
     horizon: int = HORIZON,
 ) -> Assignment:
-    return assign(groups, algorithm, ranks=ranks, updates_per_step=updates, horizon=horizon)
+    return assign(groups, algorithm, ranks=ranks, updates_per_step=updates, horizon=horizon, work=WORK)
 
 
 def rows_of(assignment: Assignment) -> list[Row]:

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from reward_outputs import OUTPUTS, Case, comes_to
 
 from engine.algorithms.grpo import GRPO
+from engine.dealing import WorkModel
 from engine.experience import NothingToLearn, advantages, assign
 from engine.judging import reward_specs
 from engine.rollout_stream import RewardsFailed, RolloutStream, TakenGroup
+from engine.sizes import ModelSizes
 from rewards.item import Item
 from rewards.mix import Voice, mixed
 from rewards.score import Failure, FailureKind, Judgement, Score, judgement_of
@@ -45,6 +47,7 @@ from workers.scoring import RewardProcess
 from workers.scoring_child import Limits
 
 QUICK, MANY = 250, 1600
+WORK = WorkModel.of(ModelSizes(), shares_prompts=False)
 """Examples of eight outputs."""
 GROUPS = st.lists(OUTPUTS, min_size=8, max_size=8)
 MESSAGES = (Message(role="user", content="12+34="),)
@@ -87,7 +90,14 @@ def learned(judgements: Sequence[Judgement]) -> dict[int, float]:
     summary = group.summary(judgements, judging_s=0.0)
     algorithm = GRPO()
     try:
-        batch = assign([TakenGroup(summary=summary, group=None)], algorithm, ranks=1, updates_per_step=1, horizon=64)
+        batch = assign(
+            [TakenGroup(summary=summary, group=None)],
+            algorithm,
+            ranks=1,
+            updates_per_step=1,
+            horizon=64,
+            work=WORK,
+        )
     except NothingToLearn:
         return {}
     rows = [row for update in batch.shares[0] for row in update.rows]
