@@ -40,6 +40,7 @@ class Pauses:
     pause_steps: float
     """Median, in decode steps."""
     load_steps: float
+    worst_load_steps: float
     worst_pause_steps: float
 
 
@@ -129,6 +130,7 @@ def pauses(engine: VLLMEngine, model: ModelConfig, *, syncs: int) -> Pauses:
         pause_ms=1e3 * median(whole),
         pause_steps=median(whole) / step,
         load_steps=median(loads) / step,
+        worst_load_steps=max(loads) / step,
         worst_pause_steps=max(whole) / step,
     )
 
