@@ -16,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.config import ClusterConfig, ModelConfig, Precision, RolloutConfig
 from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
-from workers.vllm_engine import PROMPT_TOKENS_A_STEP
+from workers.vllm_engine import PROMPT_TOKENS_A_STEP, VLLMEngine
 from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
 
 TOLERANCE = 2e-5
@@ -384,11 +385,12 @@ def transfer_of(served):
 def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All that a vLLM model computes from: parameters, buffers, and what it packed, read back exactly."""
     held = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    dtype = next(model.parameters()).dtype
     for path, layer in model.named_modules():
         if getattr(layer, "cpu_linear", torch.nn.functional.linear) is not torch.nn.functional.linear:
             width = layer.embedding_dim if hasattr(layer, "embedding_dim") else layer.input_size
             # In each sum all terms but one are zero.
-            held[f"{path} packed"] = layer.quant_method.apply(layer, torch.eye(width)).T
+            held[f"{path} packed"] = layer.quant_method.apply(layer, torch.eye(width, dtype=dtype)).T
     return held
 
 
@@ -430,6 +432,52 @@ def test_a_plan_that_vllms_own_loaders_contradict_is_not_followed(
             assert gap(new, ask(vllm_tied.worker, asked), [asked]) < TOLERANCE
     vllm_tied.worker.load_weights(publish(plain(vllm_tied.folder), version=0)).result(60)
     assert transfer._pieces
+
+
+@pytest.mark.parametrize("unknown", ["a name too few", "a name too many", "a quantized layer", "a layer that packs"])
+def test_a_model_with_anything_unknown_is_left_to_vllms_own_loaders(
+    vllm_tied, monkeypatch: pytest.MonkeyPatch, unknown: str
+) -> None:
+    from workers.vllm_direct_load import pieces_of
+
+    model, names = transfer_of(vllm_tied).model, [name for name, _ in plain(vllm_tied.folder).named_parameters()]
+    assert len(pieces_of(model, names)) == 4 * 7 + 3
+    if unknown == "a name too few":
+        names.remove("model.layers.1.self_attn.k_proj.bias")
+    elif unknown == "a name too many":
+        names.append("model.layers.1.self_attn.rotary.inv_freq")
+    elif unknown == "a quantized layer":
+        monkeypatch.setattr(model.model.layers[2].mlp.down_proj, "quant_method", object())
+    else:
+        layer = model.model.layers[2].mlp.act_fn
+        monkeypatch.setattr(layer, "process_weights_after_loading", print, raising=False)
+    assert pieces_of(model, names) == ()
+
+
+@pytest.mark.slow
+def test_in_bfloat16_three_versions_in_a_row_are_computed_from_as_they_were_sent(
+    tied_model: Path, publish: Publish
+) -> None:
+    model = ModelConfig(path=str(tied_model), precision=Precision.BFLOAT16)
+    engine = VLLMEngine(model, RolloutConfig(kv_cache_gib=0.0625), ClusterConfig(), seed=0)
+    transfer = engine._engine.model_executor.driver_worker.worker.weight_transfer_engine
+    for version in (1, 2, 3):
+        new = perturbed(tied_model, only="" if version < 3 else "layers.1").bfloat16()
+        receipt = engine.load_weights(publish(new, version=version))
+        assert receipt.version == version and transfer._pieces
+        held, sent = held_by(transfer.model), dict(new.named_parameters())
+        for number in range(4):
+            path = f"model.layers.{number}.self_attn"
+            for kind in ("weight", "bias"):
+                parts = torch.cat([sent[f"{path}.{part}_proj.{kind}"] for part in "qkv"])
+                assert torch.equal(
+                    held[f"{path}.qkv_proj packed" if kind == "weight" else f"{path}.qkv_proj.bias"], parts
+                )
+            assert torch.equal(
+                held[f"model.layers.{number}.mlp.down_proj packed"], sent[f"model.layers.{number}.mlp.down_proj.weight"]
+            )
+        vocabulary = len(sent["model.embed_tokens.weight"])
+        assert torch.equal(held["lm_head packed"][:vocabulary], sent["model.embed_tokens.weight"])
 
 
 def test_requests_under_way_finish_under_new_weights_and_say_which_token_is_whose(
