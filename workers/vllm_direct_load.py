@@ -39,11 +39,15 @@ class Piece:
             # A new packed copy takes the old one's room; a layer that only looks rows up needs none.
             self.layer.cpu_linear = nn.functional.linear
         if self.is_emptied:
-            self.layer.weight = nn.Parameter(self.joined(tensors), requires_grad=False)
+            whole = self.joined(tensors).to(self.layer.weight.dtype)
+            self.layer.weight = nn.Parameter(whole, requires_grad=False)
         elif not self.is_shared:
             self._fill(tensors)
         if self.is_packed:
             getattr(self.layer.quant_method, PACK)(self.layer)
+        if self.is_emptied and self.layer.weight.numel() > 0:
+            # vLLM could not pack it after all; what it computes from must not change with the writer's next version.
+            self.layer.weight = nn.Parameter(self.layer.weight.clone(), requires_grad=False)
 
     def _fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Row by row, in place; rows that vLLM adds to a vocabulary stay zero."""

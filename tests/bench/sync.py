@@ -15,8 +15,10 @@ HELIOSTAT_SMOLLM2.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -220,6 +222,16 @@ def changed(case: Case, folder: Path, repeats: int) -> dict[str, list[float]]:
     return shares
 
 
+def measured_apart(case: Case, part: str, repeats: int) -> list[dict[str, Any]]:
+    """In a process of its own, whose engines and workers are gone when it ends."""
+    arguments = ["--case", case.name, "--part", part, "--repeats", str(repeats)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "measured.json"
+        command = [sys.executable, "-m", "tests.bench.sync", *arguments, "--json", str(file)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return json.loads(file.read_text())
+
+
 MEASURES = {"transfer": transfer, "pause": pause, "travel": travel, "changed": changed}
 
 
@@ -278,12 +290,14 @@ def main() -> None:
         parser.error(
             f"--case is {asked.case}: there are {', '.join(case.name for case in CASES)} (see examples/smollm2)"
         )
+    chosen = [(case, part) for case in cases for part in case.parts if asked.part in (None, part)]
+    if not chosen:
+        parser.error(f"--part is {asked.part}: not measured for {', '.join(case.name for case in cases)}")
     measured = []
-    for case in cases:
-        for part in case.parts:
-            if asked.part in (None, part):
-                print(f"{case.name}, {part} ...", file=sys.stderr)
-                measured.append(measure(case, part, asked.repeats))
+    for case, part in chosen:
+        print(f"{case.name}, {part} ...", file=sys.stderr)
+        alone = len(chosen) == 1
+        measured += [measure(case, part, asked.repeats)] if alone else measured_apart(case, part, asked.repeats)
     tell(measured, asked.json, lambda: show(measured))
     if not all(one["measured"].get("same_answer", True) for one in measured):
         sys.exit("an engine answered otherwise than a fresh one: the figures are void")
