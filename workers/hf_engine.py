@@ -20,7 +20,7 @@ from workers.records import Completion, Span, Stop, WeightManifest, WeightReceip
 from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
 from workers.tuned_weights import serve_adapter
-from workers.weight_sync import WeightSyncError, has_base, is_of_adapter, read_adapter_tensors, read_base
+from workers.weight_sync import WeightReader, WeightSyncError, adapter_of, is_of_adapter
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class HFEngine:
         self._end_token_ids = frozenset(end_token_ids(model.path, self._tokenizer))
         self._max_running = rollout.max_running
         self._waiting: list[CompletionRequest] = []
+        self._reader = WeightReader()
         self._version = 0
 
     def add(self, request: CompletionRequest) -> None:
@@ -120,17 +121,16 @@ class HFEngine:
 
     @torch.no_grad()
     def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
-        if has_base(manifest):
-            sent = {entry.name for entry in manifest.entries if not is_of_adapter(entry.name)}
-            if sent != set(self._base):
-                raise WeightSyncError(f"parameters differ from the trainer's: {sorted(sent ^ set(self._base))[:5]}")
-            for name, tensor in read_base(manifest):
-                self._base[name].copy_(tensor)
-        if manifest.adapter:
-            serve_adapter(self._model, read_adapter_tensors(manifest), manifest.adapter)
+        sent = {entry.name for entry in manifest.entries if not is_of_adapter(entry.name)}
+        if sent and sent != set(self._base):
+            raise WeightSyncError(f"parameters differ from the trainer's: {sorted(sent ^ set(self._base))[:5]}")
+        with self._reader.reading(manifest) as arrived:
+            for name in arrived.changed & sent:
+                self._base[name].copy_(arrived.tensors[name])
+            if manifest.adapter:
+                serve_adapter(self._model, adapter_of(arrived), manifest.adapter)
         self._version = manifest.version
-        num_bytes = sum(entry.num_bytes for entry in manifest.entries)
-        return WeightReceipt(version=self._version, checksum=manifest.checksum, num_bytes=num_bytes)
+        return WeightReceipt(version=self._version, checksum=arrived.checksum, num_bytes=manifest.num_bytes)
 
     def sleep(self) -> None:
         self._model.to("cpu")

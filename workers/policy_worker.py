@@ -78,6 +78,7 @@ class PolicyWorker(StudentWorker):
         self._adapter_is_served = served_rank(setup.tuning) > 0
         # An engine loads the model's folder itself; what else the base is, it must be told once.
         self._base_is_served = not setup.tuning.changes_base
+        self._base_is_written = False
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_language_model(setup.model, seed=setup.seed)
@@ -262,14 +263,20 @@ class PolicyWorker(StudentWorker):
         """Lay out in shared memory what rollout engines need to serve this version. A collective call under ZeRO-3;
         only rank 0 returns a manifest.
 
-        All weights; or those of an adapter that engines serve beside the base, and the base once, where it is not
-        what the model's folder holds.
+        All weights, those that are not learned only the first time; or those of an adapter that engines serve beside
+        the base, and the base once, where it is not what the model's folder holds.
         """
         self._version = version
         sends_base = not (self._adapter_is_served and self._base_is_served)
+        learned_only = self._base_is_written and not self._adapter_is_served
         self._base_is_served = True
+        self._base_is_written |= sends_base
         adapter = adapter_tensors(self._model, gather=self._gathered) if self._adapter_is_served else {}
-        weights = whole_weights(self._model, merged=not adapter, gather=self._gathered) if sends_base else iter(())
+        weights = (
+            whole_weights(self._model, merged=not adapter, learned_only=learned_only, gather=self._gathered)
+            if sends_base
+            else iter(())
+        )
         if self._rank.rank != 0:
             for _ in weights:
                 pass
@@ -279,6 +286,7 @@ class PolicyWorker(StudentWorker):
             version=version,
             num_bytes=padded_bytes(chain(shapes_of(self._model) if sends_base else (), adapter.values())),
             adapter=adapter_settings(self._model) if adapter else "",
+            rest_stays=learned_only,
         )
 
 

@@ -583,6 +583,8 @@ class WeightEntry:
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+    since: int
+    """The version it was written for: an older one than the manifest's where it has not changed since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -596,6 +598,11 @@ class WeightManifest:
     adapter: str = ""
     """The adapter_config.json of an adapter whose tensors are among the entries, under the names of PEFT's file; the
     others are the base that it is served on, and without any the base stays as it is. Empty: all are the model's."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what was written for this version."""
+        return sum(entry.num_bytes for entry in self.entries if entry.since == self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

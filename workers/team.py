@@ -99,9 +99,7 @@ class Workers:
         if self.shares_devices:
             self.rollout.wake()
         manifest = self.policy.publish(version)
-        expected = WeightReceipt(
-            version=version, checksum=manifest.checksum, num_bytes=sum(entry.num_bytes for entry in manifest.entries)
-        )
+        expected = WeightReceipt(version=version, checksum=manifest.checksum, num_bytes=manifest.num_bytes)
         for index, receipt in enumerate(self.rollout.load_weights(manifest)):
             if receipt != expected:
                 raise WeightSyncError(f"rollout {index} answered {receipt}, the trainer sent {expected}")

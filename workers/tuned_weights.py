@@ -35,15 +35,22 @@ class _Weight:
     """That must be whole while it is read."""
     read: Callable[[], Tensor]
 
+    @property
+    def is_learned(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters)
+
 
 def whole_weights(
-    model: PreTrainedModel, *, merged: bool = True, gather: Gather = as_they_are
+    model: PreTrainedModel, *, merged: bool = True, learned_only: bool = False, gather: Gather = as_they_are
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its checkpoint name, whole while it is looked at; `merged`: with what the adapter adds.
+    """Every weight by its checkpoint name, whole while it is looked at; `merged`: with what the adapter adds;
+    `learned_only`: without those that training leaves as they are.
 
     A collective call where parameters are in parts: every rank goes through all of them.
     """
     for weight in _weights(model, merged=merged):
+        if learned_only and not weight.is_learned:
+            continue
         with gather(weight.parameters):
             yield weight.name, weight.read()
 

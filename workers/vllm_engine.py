@@ -19,7 +19,7 @@ from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
 from workers.tuned_weights import write_adapter
 from workers.vllm_environment import CPU_ENVIRONMENT, VLLM_ENVIRONMENT
-from workers.weight_sync import has_base, read_adapter_tensors
+from workers.weight_sync import WeightReader, adapter_of, has_base
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -78,6 +78,7 @@ class VLLMEngine:
         )
         self._engine.model_executor.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
         self._engine.set_weight_version(str(INITIAL_VERSION))
+        self._served_checksum = vllm_weight_transfer.served_checksum
         self._adapter: LoRARequest | None = None
 
     def add(self, request: CompletionRequest) -> None:
@@ -110,26 +111,30 @@ class VLLMEngine:
             call("start_weight_update")
             call("update_weights", kwargs={"update_info": {"manifest": manifest}})
             call("finish_weight_update")
+            [checksum] = call(self._served_checksum)
         if manifest.adapter:
-            self._load_adapter(manifest)
+            checksum = self._load_adapter(manifest)
         self._engine.set_weight_version(str(manifest.version))
         # Keys and values of the old weights must not serve a request of the new ones; running requests are recomputed.
         self._engine.reset_prefix_cache(reset_running_requests=True)
         return WeightReceipt(
             version=int(self._engine.engine_core.get_weight_version()),
-            checksum=manifest.checksum,
-            num_bytes=sum(entry.num_bytes for entry in manifest.entries),
+            checksum=checksum,
+            num_bytes=manifest.num_bytes,
         )
 
-    def _load_adapter(self, manifest: WeightManifest) -> None:
+    def _load_adapter(self, manifest: WeightManifest) -> str:
+        """The checksum of what arrived."""
         from vllm.lora.request import LoRARequest
 
-        tensors = read_adapter_tensors(manifest)
+        with WeightReader().reading(manifest) as arrived:
+            tensors = adapter_of(arrived)
         with tempfile.TemporaryDirectory(prefix="heliostat-adapter-") as folder:
             write_adapter(Path(folder), tensors, manifest.adapter)
             # Without `load_inplace` the id would go on standing for the old adapter.
             self._engine.add_lora(LoRARequest(ADAPTER, ADAPTER_ID, folder, load_inplace=True))
             self._adapter = LoRARequest(ADAPTER, ADAPTER_ID, folder)
+        return arrived.checksum
 
     def sleep(self) -> None:
         self._engine.sleep(level=2)

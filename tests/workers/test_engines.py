@@ -16,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.config import ClusterConfig, ModelConfig, Precision, RolloutConfig
 from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
-from workers.vllm_engine import PROMPT_TOKENS_A_STEP
+from workers.vllm_engine import PROMPT_TOKENS_A_STEP, VLLMEngine
 from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
 
 TOLERANCE = 2e-5
@@ -340,11 +341,143 @@ def test_weights_that_did_not_arrive_as_sent_are_refused_and_the_next_ones_serve
             memory.write(bytes([byte ^ 0x10]))
     with pytest.raises(WeightSyncError, match="version 1"):
         reloaded.worker.load_weights(damaged).result(60)
-    reloaded.worker.load_weights(publish(new, version=2)).result(60)
     asked = request()
+    assert gap(plain(reloaded.folder), ask(reloaded.worker, asked), [asked]) < TOLERANCE, "nothing was taken over"
+    reloaded.worker.load_weights(publish(new, version=2)).result(60)
     groups = ask(reloaded.worker, asked)
     assert gap(new, groups, [asked]) < TOLERANCE
     assert {rollout.spans[0].version for rollout in groups[0]} == {2}
+
+
+@pytest.fixture
+def shared() -> SharedWeights:
+    return SharedWeights()
+
+
+def test_layers_that_stay_are_left_alone_and_the_whole_version_is_vouched_for(reloaded, shared: SharedWeights) -> None:
+    requests, versions = mixed_requests(), [plain(reloaded.folder), perturbed(reloaded.folder, only="layers.2.mlp")]
+    num_bytes = padded_bytes(versions[0].parameters())
+    first = shared.write(versions[0].named_parameters(), version=1, num_bytes=num_bytes)
+    reloaded.worker.load_weights(first).result(60)
+    moved = [(name, tensor) for name, tensor in versions[1].named_parameters() if "layers.2.mlp" in name]
+    second = shared.write(moved, version=2, num_bytes=num_bytes, rest_stays=True)
+    before = computed_by(reloaded)
+    receipt = reloaded.worker.load_weights(second).result(60)
+    assert receipt == WeightReceipt(version=2, checksum=second.checksum, num_bytes=sum(t.nbytes for _, t in moved))
+    assert gap(versions[1], ask(reloaded.worker, *requests), requests) < TOLERANCE
+    other = {path for path, computes in computed_by(reloaded).items() if computes is not before[path]}
+    assert other == ({f"model.layers.2.mlp.{name}" for name in ("gate_up_proj", "down_proj")} if before else set())
+
+
+def computed_by(served) -> dict[str, object]:
+    """What each of vLLM's packed layers computes with; nothing for transformers."""
+    if not hasattr(served.engine, "_engine"):
+        return {}
+    modules = transfer_of(served).model.named_modules()
+    return {path: module.cpu_linear for path, module in modules if hasattr(module, "cpu_linear")}
+
+
+def transfer_of(served):
+    """vLLM's side of the transfer."""
+    return served.engine._engine.model_executor.driver_worker.worker.weight_transfer_engine
+
+
+def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All that a vLLM model computes from: parameters, buffers, and what it packed, read back exactly."""
+    held = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    dtype = next(model.parameters()).dtype
+    for path, layer in model.named_modules():
+        if getattr(layer, "cpu_linear", torch.nn.functional.linear) is not torch.nn.functional.linear:
+            width = layer.embedding_dim if hasattr(layer, "embedding_dim") else layer.input_size
+            # In each sum all terms but one are zero.
+            held[f"{path} packed"] = layer.quant_method.apply(layer, torch.eye(width, dtype=dtype)).T
+    return held
+
+
+@pytest.mark.parametrize("which", ["vllm_tied", "vllm_untied"])
+def test_weights_packed_from_where_they_lie_are_bit_for_bit_those_that_vllms_own_loaders_build(
+    request: pytest.FixtureRequest, publish: Publish, which: str
+) -> None:
+    served = request.getfixturevalue(which)
+    new, transfer = perturbed(served.folder), transfer_of(served)
+    served.worker.load_weights(publish(plain(served.folder), version=1)).result(60)
+    assert len(transfer._pieces) > 4 * 4, "the plan is made"
+    served.worker.load_weights(publish(new, version=2)).result(60)
+    direct = held_by(transfer.model)
+    transfer._piece_names = frozenset()  # as if nothing were known of this model
+    served.worker.load_weights(publish(new, version=3)).result(60)
+    built = held_by(transfer.model)
+    del built["model.embed_tokens packed"]  # a copy that vLLM never reads
+    assert direct.keys() == built.keys() and len([name for name in direct if "packed" in name]) == 4 * 4 + 1
+    for name, tensor in built.items():
+        assert torch.equal(direct[name], tensor), name
+    sent = dict(new.named_parameters())
+    for path in ("model.layers.1.self_attn.o_proj", "model.layers.3.mlp.down_proj"):
+        assert torch.equal(direct[f"{path} packed"], sent[f"{path}.weight"])
+    served.worker.load_weights(publish(plain(served.folder), version=0)).result(60)
+
+
+@pytest.mark.parametrize("order", [["k_proj", "q_proj", "v_proj"], ["q_proj", "v_proj", "k_proj"], ["q_proj"]])
+def test_a_plan_that_vllms_own_loaders_contradict_is_not_followed(
+    vllm_tied, publish: Publish, monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    transfer, new, asked = transfer_of(vllm_tied), perturbed(vllm_tied.folder), request()
+    fused = {**transfer.model.packed_modules_mapping, "qkv_proj": order}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(transfer.model), "packed_modules_mapping", fused)
+        transfer._piece_names = frozenset()
+        for version in (1, 2):
+            vllm_tied.worker.load_weights(publish(new, version=version)).result(60)
+            assert not transfer._pieces
+            assert gap(new, ask(vllm_tied.worker, asked), [asked]) < TOLERANCE
+    vllm_tied.worker.load_weights(publish(plain(vllm_tied.folder), version=0)).result(60)
+    assert transfer._pieces
+
+
+@pytest.mark.parametrize("unknown", ["a name too few", "a name too many", "a quantized layer", "a layer that packs"])
+def test_a_model_with_anything_unknown_is_left_to_vllms_own_loaders(
+    vllm_tied, monkeypatch: pytest.MonkeyPatch, unknown: str
+) -> None:
+    from workers.vllm_direct_load import pieces_of
+
+    model, names = transfer_of(vllm_tied).model, [name for name, _ in plain(vllm_tied.folder).named_parameters()]
+    assert len(pieces_of(model, names)) == 4 * 7 + 3
+    if unknown == "a name too few":
+        names.remove("model.layers.1.self_attn.k_proj.bias")
+    elif unknown == "a name too many":
+        names.append("model.layers.1.self_attn.rotary.inv_freq")
+    elif unknown == "a quantized layer":
+        monkeypatch.setattr(model.model.layers[2].mlp.down_proj, "quant_method", object())
+    else:
+        layer = model.model.layers[2].mlp.act_fn
+        monkeypatch.setattr(layer, "process_weights_after_loading", print, raising=False)
+    assert pieces_of(model, names) == ()
+
+
+@pytest.mark.slow
+def test_in_bfloat16_three_versions_in_a_row_are_computed_from_as_they_were_sent(
+    tied_model: Path, publish: Publish
+) -> None:
+    model = ModelConfig(path=str(tied_model), precision=Precision.BFLOAT16)
+    engine = VLLMEngine(model, RolloutConfig(kv_cache_gib=0.0625), ClusterConfig(), seed=0)
+    transfer = engine._engine.model_executor.driver_worker.worker.weight_transfer_engine
+    for version in (1, 2, 3):
+        new = perturbed(tied_model, only="" if version < 3 else "layers.1").bfloat16()
+        receipt = engine.load_weights(publish(new, version=version))
+        assert receipt.version == version and transfer._pieces
+        held, sent = held_by(transfer.model), dict(new.named_parameters())
+        for number in range(4):
+            path = f"model.layers.{number}.self_attn"
+            for kind in ("weight", "bias"):
+                parts = torch.cat([sent[f"{path}.{part}_proj.{kind}"] for part in "qkv"])
+                assert torch.equal(
+                    held[f"{path}.qkv_proj packed" if kind == "weight" else f"{path}.qkv_proj.bias"], parts
+                )
+            assert torch.equal(
+                held[f"model.layers.{number}.mlp.down_proj packed"], sent[f"model.layers.{number}.mlp.down_proj.weight"]
+            )
+        vocabulary = len(sent["model.embed_tokens.weight"])
+        assert torch.equal(held["lm_head packed"][:vocabulary], sent["model.embed_tokens.weight"])
 
 
 def test_requests_under_way_finish_under_new_weights_and_say_which_token_is_whose(

@@ -197,6 +197,41 @@ def test_an_adapter_travels_alone_where_engines_serve_it_and_the_export_is_what_
         assert same_bits(dict(sorted(others[-1].items())), dict(sorted(adapter.items())))
 
 
+def travelled(rank: RankInfo, setup: TrainerSetup, steps: list[Step], folder: Path) -> list[tuple[set[str], int]]:
+    """Runs in a trainer process: the names that were written for each version, and how many bytes. The last version as
+    a late reader finds it must be the whole model."""
+    from workers.policy_worker import PolicyWorker
+    from workers.weight_sync import read_weights
+
+    worker, sent, whole = PolicyWorker(setup, rank), [], {}
+    for version, step in enumerate([None, *steps]):
+        if step:
+            policy_step(worker, step)
+        if manifest := worker.publish(version):
+            written = {entry.name for entry in manifest.entries if entry.since == version}
+            sent.append((written, manifest.num_bytes))
+            whole = dict(read_weights(manifest))
+    everything = _gathered(worker)
+    assert rank.rank != 0 or same_bits(whole, everything)
+    return sent
+
+
+@pytest.mark.parametrize(("name", "ranks", "stage"), [("freeze", 1, 1), ("freeze", 2, 3), ("oft", 1, 1)])
+def test_weights_that_are_not_learned_travel_once(
+    processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path, name: str, ranks: int, stage: int
+) -> None:
+    setup = setup_of(folder, name, zero_stage=stage)
+    (first, _), *others = processes[ranks](travelled, setup, steps_of(ranks), tmp_path)[0]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    plain = dict(model.named_parameters())
+    assert first == set(plain)
+    last = f"layers.{model.config.num_hidden_layers - 1}."
+    expected = {key for key in plain if (last in key if name == "freeze" else "_proj.weight" in key)}
+    assert len(others) == 2
+    for written, num_bytes in others:
+        assert written == expected and num_bytes == sum(plain[key].nbytes for key in expected)
+
+
 # ----------------------------------------------------------------------------- its own reference
 
 

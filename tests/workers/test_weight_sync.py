@@ -17,7 +17,7 @@ import torch
 from tiny import ROOT
 
 from workers.records import WeightManifest
-from workers.weight_sync import Checksum, SharedWeights, WeightSyncError, padded_bytes, read_weights
+from workers.weight_sync import Checksum, SharedWeights, WeightReader, WeightSyncError, padded_bytes, read_weights
 
 
 def some_weights(seed: int = 0, *, scale: int = 1) -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def test_views_that_are_not_contiguous_arrive_as_they_read() -> None:
 
 def test_tensors_do_not_overlap_and_start_aligned() -> None:
     shared = SharedWeights()
-    entries = write(shared, some_weights()).entries
+    entries = sorted(write(shared, some_weights()).entries, key=lambda entry: entry.offset)
     for entry, following in itertools.pairwise(entries):
         assert entry.offset % 64 == 0
         assert entry.offset + entry.num_bytes <= following.offset
@@ -100,6 +100,65 @@ def test_a_manifest_of_an_older_version_does_not_pass_for_the_new_weights() -> N
     with pytest.raises(WeightSyncError, match="version 1"):
         dict(read_weights(older))
     assert_same_bits(dict(read_weights(newer)), some_weights(seed=2))
+
+
+def test_what_stays_is_written_and_read_once_and_vouched_for_in_every_version() -> None:
+    shared, reader, sent = SharedWeights(), WeightReader(), some_weights()
+    num_bytes = padded_bytes(sent.values())
+    with reader.reading(write(shared, sent)) as arrived:
+        assert arrived.changed == set(sent)
+    for version in (2, 3):
+        sent["half"] = sent["half"] + version
+        manifest = shared.write([("half", sent["half"])], version=version, num_bytes=num_bytes, rest_stays=True)
+        with reader.reading(manifest) as arrived:
+            assert arrived.changed == {"half"}
+            assert_same_bits({name: arrived.tensors[name] for name in sent}, sent)
+        checksum = Checksum()
+        for name, tensor in sent.items():
+            checksum.add(name, tensor)
+        assert arrived.checksum == manifest.checksum == checksum.hexdigest()
+        assert manifest.num_bytes == sent["half"].nbytes
+    # Somebody who comes late, or from another writer, has everything to read.
+    for late in (WeightReader(), reader):
+        if late is reader:
+            manifest = write(SharedWeights(), sent, version=3)
+        with late.reading(manifest) as arrived:
+            assert arrived.changed == set(sent)
+
+
+def test_a_version_that_was_missed_and_one_that_failed_are_caught_up_with() -> None:
+    shared, reader, sent = SharedWeights(), WeightReader(), some_weights()
+    num_bytes = padded_bytes(sent.values())
+    with reader.reading(write(shared, sent)):
+        pass
+    shared.write([("one", sent["one"])], version=2, num_bytes=num_bytes, rest_stays=True)
+    manifest = shared.write([("half", sent["half"])], version=3, num_bytes=num_bytes, rest_stays=True)
+    with pytest.raises(RuntimeError, match="half-way"), reader.reading(manifest) as arrived:
+        assert arrived.changed == {"one", "half"}
+        raise RuntimeError("half-way")
+    with reader.reading(manifest) as arrived:
+        assert arrived.changed == set(sent)
+
+
+def test_the_same_version_written_again_with_other_content_is_read_again() -> None:
+    shared, reader = SharedWeights(), WeightReader()
+    for seed in (1, 2):
+        with reader.reading(write(shared, some_weights(seed=seed), version=1)) as arrived:
+            assert_same_bits({name: arrived.tensors[name] for name in some_weights()}, some_weights(seed=seed))
+            assert len(arrived.changed) == 4
+
+
+def test_matrices_lie_behind_each_other_whatever_vectors_come_between() -> None:
+    weights = {f"{name}.{part}": torch.zeros(shape) for name in "qkv" for part, shape in [("w", (4, 16)), ("b", (4,))]}
+    entries = {entry.name: entry for entry in write(SharedWeights(), weights).entries}
+    assert entries["k.w"].offset == entries["q.w"].offset + entries["q.w"].num_bytes
+    assert entries["v.w"].offset == entries["k.w"].offset + entries["k.w"].num_bytes
+
+
+def test_too_little_room_is_an_error_before_anything_overlaps() -> None:
+    weights = some_weights()
+    with pytest.raises(ValueError, match="no room"):
+        SharedWeights().write(weights.items(), version=1, num_bytes=padded_bytes(weights.values()) - 64)
 
 
 def test_versions_may_grow_and_shrink() -> None:
