@@ -1,4 +1,4 @@
-"""A run of ours whose responses have recorded lengths: `engine.main`, every worker as it is, but for the engine's limits.
+"""A run of ours whose responses have recorded lengths: `engine.main` with every worker as it is, but for that.
 
     HELIOSTAT_BENCH_LENGTHS=lengths.json python -m tests.bench._forced_lengths algo=grpo ...
 
