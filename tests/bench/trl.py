@@ -98,9 +98,9 @@ class Compared:
     """Of a TRL that generates as fast as ours: what of `ratio` is not vLLM's."""
 
 
-def plan_for(steps: int, overrides: Sequence[str]) -> Plan:
+def plan_for(steps: int, overrides: Sequence[str], *, names: Sequence[str] = tuple(TRACES)) -> Plan:
     """`steps` of each trace, after one that warms up."""
-    traces = ["", *(name for name in TRACES for _ in range(steps))]
+    traces = ["", *(name for name in names for _ in range(steps))]
     config = load_config([*OURS, f"data.rows={PROMPTS * len(traces)}", f"run.steps={len(traces)}", *overrides])
     task = prepare_online(config)
     ledger = Ledger(num_prompts=len(task.prompts), seed=config.run.seed, next_draw=0)
