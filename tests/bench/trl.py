@@ -140,7 +140,7 @@ def run_ours(plan: Plan, overrides: Sequence[str], folder: Path) -> list[Step]:
     ]
 
 
-def run_trl(plan: Plan, rows_per_pass: int, *, master_weights: bool, folder: Path) -> list[Step]:
+def run_trl(plan: Plan, python: Path, *, rows_per_pass: int, master_weights: bool, folder: Path) -> list[Step]:
     train = plan.config.train
     asked = {
         "model": plan.config.model.path,
@@ -160,7 +160,6 @@ def run_trl(plan: Plan, rows_per_pass: int, *, master_weights: bool, folder: Pat
     }
     where = folder / "asked.json", folder / "told.json"
     where[0].write_text(json.dumps(asked))
-    python = environment(REPOSITORY / "build" / "bench-trl")
     offline = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
     command = [python, Path(__file__).with_name("_trl_peer.py"), *where]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr, env={**os.environ, **offline})
@@ -223,6 +222,7 @@ def main() -> None:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON: into a file, or printed")
     parser.add_argument("--pairs", type=int, default=2, help="of runs in turns")
     parser.add_argument("--steps", type=int, default=1, help="of each trace in each run")
+    parser.add_argument("--trace", choices=list(TRACES), action="append", help="one of them, or several (default: all)")
     parser.add_argument("--trl-rows", type=int, default=8, choices=[4, 8, 16, 32], help="TRL's responses a pass")
     parser.add_argument(
         "--trl-master-weights", action="store_true", help="TRL with float32 weights under autocast, as ours keeps them"
@@ -232,13 +232,17 @@ def main() -> None:
     if not (REPOSITORY / SMOLLM2).exists():
         print(f"no model in {SMOLLM2} (see examples/smollm2)", file=sys.stderr)
         sys.exit(2)
-    plan = plan_for(asked.steps, asked.overrides)
+    names = asked.trace or list(TRACES)
+    python = environment(REPOSITORY / "build" / "bench-trl")
+    plan = plan_for(asked.steps, asked.overrides, names=names)
     ours, trl = [], []
     for _ in range(asked.pairs):
         with tempfile.TemporaryDirectory() as folder:
             ours += run_ours(plan, asked.overrides, Path(folder))
-            trl += run_trl(plan, asked.trl_rows, master_weights=asked.trl_master_weights, folder=Path(folder))
-    found = [compared(trace, ours, trl, plan) for trace in TRACES]
+            trl += run_trl(
+                plan, python, rows_per_pass=asked.trl_rows, master_weights=asked.trl_master_weights, folder=Path(folder)
+            )
+    found = [compared(trace, ours, trl, plan) for trace in names]
     origin = {
         "command": " ".join(["python -m tests.bench.trl", *sys.argv[1:]]),
         "git": git_version(), "config": config_hash(plan.config), "seed": plan.config.run.seed, "threads": THREADS,
