@@ -24,6 +24,8 @@ def generate(asked: dict) -> list[float]:
     os.environ.update({**VLLM_ENVIRONMENT, **CPU_ENVIRONMENT})
     from vllm import LLM, SamplingParams
 
+    from workers.vllm_engine import CPU_BLOCK_TOKENS
+
     llm = LLM(
         model=asked["model"],
         dtype="bfloat16",
@@ -31,6 +33,7 @@ def generate(asked: dict) -> list[float]:
         max_num_seqs=asked["max_running"],
         max_num_batched_tokens=8192,
         enforce_eager=True,
+        block_size=CPU_BLOCK_TOKENS,
         kv_cache_memory_bytes=int(asked["kv_cache_gib"] * 2**30),
         enable_chunked_prefill=False,
         logprobs_mode="processed_logprobs",
