@@ -41,7 +41,7 @@ TRACES = {"uniform": None, "lognormal, 2% clipped": 0.02, "lognormal, 20% clippe
 WARM_UP_STEPS = 1
 OURS = (
     f"model=smollm2-135m model.path={SMOLLM2} model.precision=bfloat16 model.context_length=512 "
-    "data=reasoning_gym data.task=gsm_symbolic data.held_out=0 reward.function=tests/bench/_trl_reward.py:digits "
+    "data=reasoning_gym data.task=gsm_symbolic data.held_out=0 reward.function=tests/bench/_trl/reward.py:digits "
     "algo=grpo algo.kl_coef=0 algo.aggregation=token-mean train.learning_rate=1e-6 train.warmup_updates=0 "
     f"rollout.prompts_per_step={PROMPTS} rollout.responses_per_prompt={RESPONSES} "
     f"rollout.max_response_tokens={MOST_TOKENS} cluster.threads_per_worker={THREADS} evaluation.prompts=0 "
@@ -161,7 +161,7 @@ def run_trl(plan: Plan, python: Path, *, rows_per_pass: int, master_weights: boo
     where = folder / "asked.json", folder / "told.json"
     where[0].write_text(json.dumps(asked))
     offline = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    command = [python, Path(__file__).with_name("_trl_peer.py"), *where]
+    command = [python, Path(__file__).parent / "_trl" / "peer.py", *where]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr, env={**os.environ, **offline})
     told = json.loads(where[1].read_text())
     _check_peer(told, plan)

@@ -1,6 +1,6 @@
 """TRL's side of `tests.bench.trl`: GRPOTrainer as it comes, run by the Python of its own environment.
 
-    python tests/bench/_trl_peer.py ASKED.json TOLD.json
+    python tests/bench/_trl/peer.py ASKED.json TOLD.json
 
 Knows nothing of the project. Responses have the lengths that are asked for: an end token is impossible before, and
 certain at, a response's last position.
@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from _trl_reward import digits  # beside this file
 from datasets import Dataset
+from reward import digits  # beside this file
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
