@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS_A_STEP = 8192
 """Most prompt tokens that one decoding step reads, unless the context is longer."""
+CPU_BLOCK_TOKENS = 32
+"""Only whole blocks of a prompt are shared by siblings: the least that vLLM's CPU kernels take, and not its default of
+128, which most prompts do not fill."""
 INITIAL_VERSION = 0
 ADAPTER, ADAPTER_ID = "policy", 1
 
@@ -56,6 +59,7 @@ class VLLMEngine:
                 # A prompt read in two pieces draws a token that must be taken back, and on CPU vLLM cannot rewind the
                 # request's own random stream.
                 "enable_chunked_prefill": False,
+                "block_size": CPU_BLOCK_TOKENS,
             }
             if on_cpu
             else {"gpu_memory_utilization": rollout.gpu_memory_share, "enable_sleep_mode": True}

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -190,7 +191,8 @@ def _waste(filled: Sequence[int]) -> float:
 
 def _model(*, packing: bool, shape: LlamaConfig = SHAPE, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa")
+    # A model keeps the very config that it is made from, and `attend_by_segment` writes into it.
+    model = AutoModelForCausalLM.from_config(deepcopy(shape), dtype=dtype, attn_implementation="sdpa")
     if packing:
         attend_by_segment(model)
     return model.train()
