@@ -189,9 +189,10 @@ class TrainConfig:
     """Where the schedule ends, as a share of the learning rate."""
     updates_per_step: int = 1
     """Optimizer steps a batch of rollouts (or a batch of rows, offline) is split into."""
-    packing: bool = False
-    """Rows of a micro-batch lie one behind the other, without padding, each blind to the others; otherwise they lie
-    below each other, padded to the longest."""
+    packing: bool = True
+    """Rows of a micro-batch lie one behind the other, without padding, each blind to the others, and a prompt that
+    several share lies there once; otherwise they lie below each other, padded to the longest. False is for the few
+    architectures whose tokens see each other by other ways than attention."""
     epochs_per_step: int = 1
     """Times that a step goes through its batch of rollouts, in the same updates."""
     examples_per_step: int = 64

@@ -109,14 +109,14 @@ def _families(units: Sequence[Sequence[RowSize]], budget: int) -> list[list[int]
         by_prompts[frozenset(row.prompt for row in unit)].append(number)
     families: list[list[int]] = []
     for numbers in by_prompts.values():
-        room = 0
+        room = -1
         for number in sorted(numbers, key=lambda number: (-packed_tokens(units[number]), number)):
             tokens = sum(row.response_tokens for row in units[number])
             if tokens > room:
                 families.append([])
                 room = budget - (packed_tokens(units[number]) - tokens)
             families[-1].append(number)
-            room -= tokens
+            room = max(room - tokens, -1)
     return families
 
 

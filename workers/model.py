@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from workers.batches import each_with_its_own_prompt
 from workers.config import ModelConfig, Precision, Weights
 from workers.embedding_noise import EmbeddingNoise
 from workers.families import Places, families_of, places_of
@@ -170,7 +171,7 @@ def inputs_for(batch: Batch, *, device: torch.device, packing: bool = False) -> 
 def noise_for(inputs: ModelInputs, batch: Batch, noise: EmbeddingNoise, *, width: int) -> Tensor:
     """[B, S, width], or [1, S, width] packed: what is added to the embeddings of the inputs' tokens.
 
-    Rows that share a prompt would share its noise: `batch` has none (`each_with_its_own_prompt`).
+    No two rows share a prompt: each has a noise of its own there, too.
     """
     shape = inputs.text["input_ids"].shape
     noise_NH = torch.zeros(shape.numel(), width)
@@ -245,6 +246,8 @@ def score_tokens(
     noise: EmbeddingNoise | None = None,
 ) -> TokenLogprobs:
     """`scorer` is a TokenScorer, or the DeepSpeed engine around one."""
+    if noise is not None:
+        batch = each_with_its_own_prompt(batch)
     inputs = inputs_for(batch, device=device, packing=scorer.packing)
     noise_BSH = None
     if noise is not None:

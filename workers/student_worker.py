@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ import torch
 from workers.batches import (
     append_blank_lesson,
     collate_lessons,
-    each_with_its_own_prompt,
     lessons_on_device,
     select_lessons,
     units_of,
@@ -33,8 +31,6 @@ class StudentWorker(TrainWorker):
         lessons = self._lessons_on_device(share)
         point = self._reference_point(lessons, objective)
         noise = self._noise(share, objective)
-        if noise is not None:
-            lessons = replace(lessons, batch=each_with_its_own_prompt(lessons.batch))
         tally = Tally(num_updates=1)
 
         def micro_loss(micro_batch: Batch, chosen: Sequence[int]) -> Loss:
