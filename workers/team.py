@@ -30,10 +30,11 @@ from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
 from workers.judge_server import JudgeServer, JudgeServerSetup
 from workers.meeting import MeetingPoint, meeting_point
+from workers.memory_metrics import memory_of
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
-from workers.records import WeightManifest, WeightReceipt
+from workers.records import Metrics, WeightManifest, WeightReceipt
 from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
@@ -88,6 +89,11 @@ class Workers:
             self.policy.reload()
             self.critic.reload()
         yield
+
+    def memory(self) -> Metrics:
+        """The most that each verb of each role took since this was last asked; the largest over copies counts."""
+        groups = (self.policy, self.critic, self.reference, self.rollout, self.reward)
+        return memory_of([(group.role, ref) for group in groups for ref in group.memory_peaks()])
 
     def publish_weights(self, *, version: int) -> SyncReport:
         """Every rollout engine serves the policy's weights, as `version`, from now on.
