@@ -21,6 +21,8 @@ RECENT = 10
 """Steps behind a mean."""
 PLOT_ROWS = 7
 FIGURES_WIDTH = 19
+NOT_PHASES = ("time/step_s", "time/start")
+"""Times that are no part of a step."""
 TREND_WIDTH = 12
 """Of the small curve beside a figure, where there is room for it."""
 ROOMY, NARROW = 76, 40
@@ -208,7 +210,7 @@ def _figures(shown: Shown, width: int) -> list[Text]:
 def _phases(shown: Shown, width: int) -> list[Text]:
     """A bar for each phase of a step: its share of the step's time, over the recent steps."""
     step_s = mean_of_recent(shown.done, "time/step_s")
-    names = [name for name in shown.done[-1] if name.startswith("time/") and name != "time/step_s"]
+    names = [name for name in shown.done[-1] if name.startswith("time/") and not name.startswith(NOT_PHASES)]
     longest = max((len(_phase(name)) for name in names), default=0)
     room = width - longest - 16
     lines = []

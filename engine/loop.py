@@ -71,6 +71,7 @@ def train_online(
                     if algorithm.reference_refresh.is_due(step):
                         workers.reference.follow(published.manifest, share=algorithm.reference_refresh.share)
 
+            metrics |= workers.memory()
             state = algorithm.next_state(state, metrics)
             new_alarms = tracker.alarms(metrics)
             if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"] or new_alarms:

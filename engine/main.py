@@ -25,6 +25,7 @@ from engine.resume import find_progress, open_checkpoints
 from engine.tasks import prepare_offline, prepare_online
 from engine.tracking import Tracker
 from rewards.load import RewardError
+from workers.bytecode import keep_bytecode
 from workers.stopped import RunStopped
 
 MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
         train = train_online if config.algo.online else train_offline
         with start_workers(config.team(), task.rewards, task.canaries, announce=tracker.say) as workers:
+            tracker.started(workers.start_s)
             train(config, task, start, workers, tracker, checkpoints)
             with tracker.phase("export"):
                 exported = export(config, workers)
@@ -69,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_text())
         return 0
+    keep_bytecode()
     # A cluster's polite kill ends a run as a person's does: every worker is buried.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -51,6 +51,7 @@ def train_offline(
             reports = workers.policy.fit(deal(lessons), totals, objective)
             check_tokens(reports, announced=totals.tokens)
             metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
+            metrics |= workers.memory()
             skips.observe(metrics["skipped_updates"])
 
         if run.is_due(step, every_steps=config.evaluation.every_steps):

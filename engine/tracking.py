@@ -60,6 +60,7 @@ class Tracker:
         self._phases: Metrics = {}
         self._labels: dict[str, str] = {}
         self._on_alarm = config.checks.alarms
+        self._start_s: dict[str, float] = {}
         self._step_began = time.monotonic()
         self._doing, self._doing_since = "", time.monotonic()
         self._screen = Screen(self._look)
@@ -87,19 +88,28 @@ class Tracker:
             held_out=tuple(self._held_out),
         )
 
+    def started(self, took_s: Mapping[str, float]) -> None:
+        """Where the start went: said now, and written with the first step. `took_s`: Ray, then roles side by side."""
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in took_s.items())
+        self.say(f"everybody is ready ({parts} s)")
+        self._start_s = {f"time/start/{name}_s": took for name, took in took_s.items()}
+
     # ------------------------------------------------------------------ steps
 
     @contextmanager
     def step(self, step: int) -> Iterator[Metrics]:
         """Collects a step's metrics; writes them when the step has succeeded."""
         self._step_began = time.monotonic()
+        if self._start_s:
+            self._start_s["time/start_s"] = self.wall_s()
         self._step, self._phases, self._labels = step + 1, {}, {}
         metrics: Metrics = {}
         yield metrics
         metrics["time/step_s"] = time.monotonic() - self._step_began
         metrics |= {f"time/{name}_s": seconds for name, seconds in self._phases.items()}
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["time/step_s"]
-        self._write(step + 1, metrics, self._labels)
+        self._write(step + 1, metrics | self._start_s, self._labels)
+        self._start_s = {}
         self._done.append({"step": step + 1, **metrics})
         self._step_began = time.monotonic()
         self._say_step(step + 1, metrics)

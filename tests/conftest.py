@@ -125,13 +125,13 @@ def _peaky_model(folder: Path, *, tied: bool) -> Path:
 def _serve(kind: EngineKind, folder: Path) -> Iterator[Served]:
     import torch
 
-    from workers.rollout_actor import ENGINES
+    from workers.rollout_actor import engine_class
 
     torch.set_num_threads(1)  # two threads of so small a model only wait for each other
     engines: list[RolloutEngine] = []
 
     def make_engine() -> RolloutEngine:
-        engines.append(ENGINES[kind](ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
+        engines.append(engine_class(kind)(ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
         return engines[0]
 
     worker = RolloutWorker(make_engine)

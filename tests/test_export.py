@@ -19,7 +19,7 @@ from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.exporting import ExportError, largest_difference
 from workers.model import padding_of
 from workers.records import Sampling
-from workers.rollout_actor import ENGINES
+from workers.rollout_actor import engine_class
 from workers.rollout_worker import CompletionRequest
 
 NANO = REPOSITORY / "examples/nano/policy"
@@ -61,7 +61,7 @@ def test_an_adapter_and_what_it_was_merged_into_say_the_same_to_others(lora_run:
 
 def test_vllm_loads_what_was_merged_and_samples_as_transformers_would(merged: Path) -> None:
     rollout = RolloutConfig(max_response_tokens=8, kv_cache_gib=0.1)
-    engine = ENGINES[EngineKind.VLLM](ModelConfig(path=str(merged)), rollout, ClusterConfig(), seed=0)
+    engine = engine_class(EngineKind.VLLM)(ModelConfig(path=str(merged)), rollout, ClusterConfig(), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     asked = [{"role": "user", "content": "3+4="}]
     prompt = tuple(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))

@@ -96,3 +96,17 @@ def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(def
         assert logits.argmax(dim=-1).tolist() == answer.token_ids.tolist()
         chosen = logits.log_softmax(dim=-1).gather(1, tokens[0, len(answer.prompt.token_ids) :, None]).squeeze(1)
         assert (chosen - torch.from_numpy(answer.logprobs)).abs().max() < 1e-4
+
+
+def test_the_memory_of_every_roles_verbs_and_the_start_are_among_the_metrics(default_run: Finished) -> None:
+    verbs = {
+        "policy": ("look", "credit", "update", "publish"),
+        "reference": ("reference_outputs",),
+        "rollout": ("generate", "load_weights"),
+        "reward": ("score",),
+    }
+    first = default_run.steps[0]
+    for role, names in verbs.items():
+        for name in names:
+            assert 0.01 < first[f"memory/{role}/{name}_gib"] < 8.0
+        assert 0.0 < first[f"time/start/{role}_s"] < first["time/start_s"]

@@ -45,13 +45,13 @@ SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.largest=9", "data.held
 
 
 def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -> None:
-    """Metrics (but for times), rollouts and the exported weights are equal, bit for bit.
+    """Metrics (but for times and memory), rollouts and the exported weights are equal, bit for bit.
 
     The transformers engine decodes together what happens to wait together, which moves the last bits of its own
     log-probs (not the tokens): with `same_engine_bits` off, those and what is computed from them are passed over.
     """
     of_engine = () if same_engine_bits else ("logprob_gap", "mismatch_")
-    passed_over = ("time/", "tokens_per_s", "reward/judging_s", *of_engine)
+    passed_over = ("time/", "memory/", "tokens_per_s", "reward/judging_s", *of_engine)
 
     def metrics(folder: Path) -> list[dict[str, object]]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.failures import Roster
 from workers.lessons import Lesson, Objective, Share
+from workers.memory import Peaks, watched
 from workers.placement import Place
 from workers.records import (
     AlgorithmState,
@@ -92,6 +93,10 @@ class WorkerGroup:
     def ready(self) -> list[tuple[str, ObjectRef]]:
         """A reference for each copy that resolves when it has been constructed."""
         return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
+
+    def memory_peaks(self) -> list[ObjectRef]:
+        """A reference for each copy to what its verbs took since it was last asked."""
+        return [actor.take_memory_peaks.remote() for actor in self._actors]
 
     def wait(self, refs: Sequence[ObjectRef], *, verb: str) -> list[Any]:
         """The answers, in order.
@@ -282,11 +287,12 @@ class RewardGroup(WorkerGroup):
 
 
 def _logged(worker_class: type) -> type:
-    """The worker, with a name of its own and everything that its process prints going to a file of its own."""
+    """The worker, with a name of its own, everything that its process prints going to a file of its own, and the
+    memory of its verbs watched."""
 
     class Logged(worker_class):
         def __init__(self, name: str, log_path: str, secrets: dict[str, str], *arguments: Any) -> None:
-            self._name_in_run = name
+            self._name_in_run, self._peaks = name, Peaks()
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
             super().__init__(*arguments)
@@ -299,6 +305,11 @@ def _logged(worker_class: type) -> type:
             """How Ray names it in tracebacks."""
             return self._name_in_run
 
+        def take_memory_peaks(self) -> dict[str, float]:
+            return self._peaks.take()
+
+    for verb, call in watched(worker_class, lambda worker: worker._peaks).items():
+        setattr(Logged, verb, call)
     Logged.__name__ = Logged.__qualname__ = worker_class.__name__
     return Logged
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
-from workers.hf_engine import HFEngine
 from workers.records import Group, GroupRequest, WeightManifest, WeightReceipt
-from workers.rollout_worker import RolloutWorker
-from workers.vllm_engine import VLLMEngine
+from workers.rollout_worker import RolloutEngine, RolloutWorker
 
-ENGINES = {EngineKind.VLLM: VLLMEngine, EngineKind.HF: HFEngine}
+
+def engine_class(kind: EngineKind) -> Callable[..., RolloutEngine]:
+    """Only its own imports are made: each takes seconds."""
+    if kind is EngineKind.VLLM:
+        from workers.vllm_engine import VLLMEngine
+
+        return VLLMEngine
+    from workers.hf_engine import HFEngine
+
+    return HFEngine
 
 
 class RolloutActor:
@@ -19,10 +27,8 @@ class RolloutActor:
     def __init__(
         self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, seed: int, adapter_rank: int
     ) -> None:
-        engine_class = ENGINES[rollout.engine]
-        self._worker = RolloutWorker(
-            lambda: engine_class(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank)
-        )
+        make = engine_class(rollout.engine)
+        self._worker = RolloutWorker(lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank))
 
     async def generate(self, request: GroupRequest) -> Group:
         return await asyncio.wrap_future(self._worker.generate(request))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ray
@@ -25,26 +25,23 @@ from workers.group import (
     ReferenceGroup,
     RewardGroup,
     RolloutGroup,
-    WorkerGroup,
 )
 from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
 from workers.judge_server import JudgeServer, JudgeServerSetup
 from workers.meeting import MeetingPoint, meeting_point
+from workers.memory_metrics import memory_of
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
-from workers.records import WeightManifest, WeightReceipt
+from workers.records import Metrics, WeightManifest, WeightReceipt
 from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
+from workers.starting import Announce, await_all
 from workers.train_worker import RankInfo, TrainerSetup
 from workers.weight_sync import WeightSyncError
-
-Announce = Callable[[str], None]
-MOST_NAMED = 4
-"""Workers that a line about the start names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +66,8 @@ class Workers:
     """The language model that reward functions ask."""
     shares_devices: bool
     """Whether trainers and rollout engines live on the same GPUs and take turns."""
+    start_s: Mapping[str, float] = field(default_factory=dict)
+    """Until Ray was there, and then until each role was."""
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -90,6 +89,11 @@ class Workers:
             self.policy.reload()
             self.critic.reload()
         yield
+
+    def memory(self) -> Metrics:
+        """The most that each verb of each role took since this was last asked; the largest over copies counts."""
+        groups = (self.policy, self.critic, self.reference, self.rollout, self.reward)
+        return memory_of([(group.role, ref) for group in groups for ref in group.memory_peaks()])
 
     def publish_weights(self, *, version: int) -> SyncReport:
         """Every rollout engine serves the policy's weights, as `version`, from now on.
@@ -115,7 +119,7 @@ def start_workers(
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
     what has been started, in words. `rewards` is empty for a run that judges nothing, or by a reward model alone.
     """
-    places = places_for(team)
+    places, began = places_for(team), time.monotonic()
     announce("starting Ray")
     with (
         connected(team.cluster, places),
@@ -129,15 +133,15 @@ def start_workers(
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        # Before any other model is loaded, the functions are tried where they will run; the judge that they ask is up.
+        took_s, timeout_s = {"ray": time.monotonic() - began}, team.cluster.startup_timeout_s
+        # The functions are tried where they will run, and the judge that they ask is up by then.
         judge = _make_judge_server(team, hosting)
-        _await_all([judge], hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
+        took_s |= await_all([judge], hosting.roster, timeout_s=timeout_s, announce=announce)
         reward = _make_judges(team, rewards, canaries, judge, hosting)
-        _await_all([reward], hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
         workers = _make_workers(team, reward, judge, hosting, meeting)
-        groups = [workers.policy, workers.critic, workers.rollout, workers.reference]
-        _await_all(groups, hosting.roster, timeout_s=team.cluster.startup_timeout_s, announce=announce)
-        yield workers
+        groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
+        took_s |= await_all(groups, hosting.roster, timeout_s=timeout_s, announce=announce)
+        yield replace(workers, start_s=took_s)
 
 
 def policy_setup(team: TeamConfig) -> TrainerSetup:
@@ -257,30 +261,6 @@ def _make_judges(
         secrets=secrets,
         concurrency=config.processes + 1,
     )
-
-
-def _await_all(groups: list[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce) -> None:
-    """Wait for every constructor; the first that fails fails the start, with its own error."""
-    waiting = {ref: (group, name) for group in groups for name, ref in group.ready()}
-    if not waiting:
-        return
-    announce(f"starting {', '.join(name for _, name in waiting.values())}")
-    deadline = time.monotonic() + timeout_s
-    while waiting:
-        ready, late = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
-        group, name = waiting.pop(ready[0])
-        group.wait(ready, verb="start")
-        announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
-
-
-def _still_waiting(names: list[str]) -> str:
-    """A few of them by name."""
-    if not names:
-        return ""
-    others = len(names) - MOST_NAMED
-    return f", waiting for {', '.join(names[:MOST_NAMED])}" + (f" and {others} more" if others > 0 else "")
 
 
 def _thread_settings(team: TeamConfig) -> dict[str, str]:

@@ -53,3 +53,20 @@ def test_without_alarms_nobody_looks(tmp_path: Path, capsys: pytest.CaptureFixtu
     rows = a_run(tmp_path, "checks.alarms=off")
     assert len(rows) == STEPS and not any(name.startswith("alarms/") for row in rows for name in row)
     assert "alarm" not in capsys.readouterr().out
+
+
+def test_the_start_is_told_once_and_written_with_the_first_step_of_the_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config([f"run.folder={tmp_path}", "run.name=r", "run.tensorboard=false"])
+    with closing(Tracker(config)) as tracker:
+        before_s = tracker.wall_s()
+        tracker.started({"ray": 2.0, "policy": 7.25})
+        for step in range(2):
+            with tracker.step(step) as metrics:
+                metrics |= {"tokens": 1.0, "skipped_updates": 0.0}
+    first, second = (json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
+    assert (first["time/start/ray_s"], first["time/start/policy_s"]) == (2.0, 7.25)
+    assert before_s <= first["time/start_s"] < before_s + 5.0  # since the process began
+    assert not any(name.startswith("time/start") for name in second)
+    assert "everybody is ready (ray 2.0, policy 7.2 s)" in capsys.readouterr().out

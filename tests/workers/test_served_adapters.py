@@ -19,7 +19,7 @@ from workers.config import ClusterConfig, EngineKind, ModelConfig, Quantization,
 from workers.config import TuningMethod as Method
 from workers.model import load_language_model
 from workers.records import WeightManifest, WeightReceipt
-from workers.rollout_actor import ENGINES
+from workers.rollout_actor import engine_class
 from workers.rollout_worker import RolloutEngine, RolloutWorker
 from workers.tuned_weights import adapter_settings, adapter_tensors, whole_weights
 from workers.tuning import tune
@@ -45,7 +45,7 @@ def serving(request: pytest.FixtureRequest, tied_model: Path) -> Iterator[Servin
     def make_engine() -> RolloutEngine:
         rollout = RolloutConfig(kv_cache_gib=0.0625, max_running=32)
         model = ModelConfig(path=str(tied_model))
-        engines.append(ENGINES[request.param](model, rollout, ClusterConfig(), seed=0, adapter_rank=8))
+        engines.append(engine_class(request.param)(model, rollout, ClusterConfig(), seed=0, adapter_rank=8))
         return engines[0]
 
     worker = RolloutWorker(make_engine)

@@ -1,0 +1,49 @@
+"""The wait for a team's constructors, told as it goes on, and how long each role took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import ray
+
+if TYPE_CHECKING:
+    from workers.failures import Roster
+    from workers.group import WorkerGroup
+
+Announce = Callable[[str], None]
+MOST_NAMED = 4
+"""Workers that a line about the start names."""
+
+
+def await_all(
+    groups: Sequence[WorkerGroup], roster: Roster, *, timeout_s: float, announce: Announce
+) -> dict[str, float]:
+    """Wait for every constructor; the first that fails fails the start, with its own error.
+
+    Returns seconds by role, until the last of its copies was ready.
+    """
+    waiting = {ref: (group, name) for group in groups for name, ref in group.ready()}
+    if not waiting:
+        return {}
+    announce(f"starting {', '.join(name for _, name in waiting.values())}")
+    began, took_s = time.monotonic(), {}
+    while waiting:
+        left_s = max(0.0, began + timeout_s - time.monotonic())
+        ready, late = ray.wait(list(waiting), num_returns=1, timeout=left_s)
+        if not ready:
+            raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
+        group, name = waiting.pop(ready[0])
+        group.wait(ready, verb="start")
+        took_s[group.role] = time.monotonic() - began
+        announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
+    return took_s
+
+
+def _still_waiting(names: list[str]) -> str:
+    """A few of them by name."""
+    if not names:
+        return ""
+    others = len(names) - MOST_NAMED
+    return f", waiting for {', '.join(names[:MOST_NAMED])}" + (f" and {others} more" if others > 0 else "")
