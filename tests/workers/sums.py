@@ -125,6 +125,8 @@ def _divergence(policy: PreTrainedModel, setup: TrainerSetup, held_out: Sequence
     examples = [lesson.examples[0] for lesson in held_out]
     rows = [list(example.token_ids[: example.prompt_length]) for example in examples]
     summed, going = torch.zeros(len(rows)), torch.ones(len(rows), dtype=torch.bool)
+    # It has learned from packed rows, and is asked about padded ones.
+    policy.set_attn_implementation("sdpa")
     for _ in range(ANSWER_TOKENS):
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         ends = torch.tensor([len(row) - 1 for row in rows])
