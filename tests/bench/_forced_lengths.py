@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from workers import rollout_actor
-from workers.config import EngineKind
 from workers.rollout_worker import CompletionRequest
 from workers.vllm_engine import VLLMEngine
 
@@ -49,7 +48,7 @@ class ForcedRolloutActor(rollout_actor.RolloutActor):
     """The rollout actor, around such an engine."""
 
     def __init__(self, *arguments: object) -> None:
-        rollout_actor.ENGINES[EngineKind.VLLM] = ForcedEngine
+        rollout_actor.engine_class = lambda kind: ForcedEngine
         super().__init__(*arguments)
 
 
