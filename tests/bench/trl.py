@@ -143,7 +143,7 @@ def run_ours(plan: Plan, overrides: Sequence[str], folder: Path) -> list[Step]:
 def run_trl(plan: Plan, python: Path, *, rows_per_pass: int, master_weights: bool, folder: Path) -> list[Step]:
     train = plan.config.train
     asked = {
-        "model": plan.config.model.path,
+        "model": str(Path(plan.config.model.path).resolve()),
         "folder": str(folder / "trl"),
         "prompts": [[{"role": turn.role, "content": turn.content} for turn in own.messages] for own in plan.prompts],
         "lengths": plan.lengths,
