@@ -90,6 +90,10 @@ class OneWorker:
     policy: OneStudent
     critic: NoCritic
 
+    def memory(self) -> dict[str, float]:
+        """Nobody measures it here."""
+        return {}
+
 
 def learn_offline(rank: RankInfo, argv: Sequence[str], folder: Path) -> Learned:
     """`engine.main` without Ray: the same settings, rows, loop, worker, checkpoint and export."""
@@ -153,6 +157,8 @@ def _watched(
     difference, exported = 0.0, ()
     if exports:
         worker.export(folder / "export")
+        # It has learned from packed rows, and is asked about padded ones.
+        worker._model.set_attn_implementation("sdpa")
         team = config.team()
         difference = largest_difference(
             worker._model,
