@@ -13,8 +13,8 @@ from workers.batches import collate, scatter_rows, select
 from workers.config import Device, ModelConfig
 from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, load_language_model, score_tokens
+from workers.packing import attend_by_segment
 from workers.records import Group, Update, WeightManifest
-from workers.segments import attend_by_segment
 from workers.tuning import merge_adapters
 from workers.weight_sync import read_weights
 

@@ -116,7 +116,7 @@ def _families(units: Sequence[Sequence[RowSize]], budget: int) -> list[list[int]
                 families.append([])
                 room = budget - (packed_tokens(units[number]) - tokens)
             families[-1].append(number)
-            room = max(room - tokens, -1)
+            room -= tokens
     return families
 
 

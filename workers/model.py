@@ -2,7 +2,7 @@
 is to be expected before each of them?
 
 Right-padded rows under causal attention need no attention mask: a real token never looks at the padding behind it.
-That keeps the fast causal kernel and is exact. A model that attends by segment (`workers/segments.py`) gets its rows
+That keeps the fast causal kernel and is exact. A model that attends by segment (`workers/packing.py`) gets its rows
 packed instead; nothing but `inputs_for` knows the difference.
 """
 
@@ -27,8 +27,9 @@ from workers.embedding_noise import EmbeddingNoise
 from workers.families import Places, families_of, places_of
 from workers.heads import head_terms
 from workers.linear_logprobs import linear_logprobs
+from workers.packing import packed, reads_segments
 from workers.records import Batch, TokenLogprobs
-from workers.segments import Segments, packed, reads_segments
+from workers.segments import Segments
 
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 
@@ -214,7 +215,7 @@ class Scorer(nn.Module):
 
 
 class TokenScorer(Scorer):
-    """Log-probs and entropies of response tokens; logits are computed at response positions only, a piece at a time."""
+    """Log-probs and entropies of response tokens; logits are computed at response positions only, a tile at a time."""
 
     def read_directly(self) -> Iterator[nn.Parameter]:
         return self.model.get_output_embeddings().parameters()

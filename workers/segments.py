@@ -1,114 +1,25 @@
-"""Packed rows: they lie one behind the other in one long row, none of them sees another, and a prompt that several of
-them begin with lies there once.
+"""Which tokens of packed rows attend to which: each to its own row and to the prompt that the row shares with others.
 
-Three things make that true: positions go on from the prompt in each response; attention never leaves the family of rows
-that share a prompt; and in it a token sees the prompt and its own row alone. The attention is a function of our own
-behind transformers' `AttentionInterface`, to which `Segments` travels through the model's own keywords.
-
-Suffixes: `S` tokens of the long row, `Q` queries, `K` keys.
+Suffixes: `S` tokens of the packed row, `Q` queries, `K` keys; `B` blocks of `L` tokens.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from workers.families import Family, one_behind_the_other
+from workers.families import Family
 from workers.micro_batches import best_fit
-from workers.records import Batch
 
-SEGMENTS = "heliostat_segments"
-"""Our attention's name among those of transformers."""
-ALIKE_EVERYWHERE = {"full_attention", "sliding_attention"}
-"""Kinds of layers whose only way from one token to another is the attention function."""
-NOT_READ = ("softcap", "s_aux", "position_bias")
-"""What some architectures hand to their attention function and ours would pass over."""
 BLOCK_TOKENS = 128
 """On a CPU as many tokens as this attend together under a mask: a call costs more than what the mask hides."""
-
-
-class CannotPack(ValueError):
-    """The architecture has another way than attention for one segment to reach the next."""
-
-
-def attend_by_segment(model: nn.Module) -> None:
-    """Make a transformers model, or what is wrapped around one, read packed rows.
-
-    Raises CannotPack, by name, where that would not be exact.
-    """
-    model = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    reason = _why_not(model)
-    if reason:
-        raise CannotPack(
-            f"train.packing is true, and {type(model).__name__} ({model.config.model_type}) {reason}. "
-            "Set train.packing=false."
-        )
-    model.set_attn_implementation(SEGMENTS)
-
-
-def reads_segments(model: nn.Module) -> bool:
-    """Whether `attend_by_segment` was here: then rows are packed for it."""
-    return model.config._attn_implementation == SEGMENTS
-
-
-def _why_not(model: PreTrainedModel) -> str | None:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    body = model.base_model
-    if not (body._supports_attention_backend and body._can_set_attn_implementation()):
-        return "does not take its attention from transformers' AttentionInterface"
-    if body._is_stateful or not kinds <= ALIKE_EVERYWHERE:
-        others = f" ({', '.join(sorted(kinds - ALIKE_EVERYWHERE))})" if kinds - ALIKE_EVERYWHERE else ""
-        return f"has layers that carry more from token to token than attention does{others}"
-    if getattr(config, "sliding_window", None) and not body._supports_flash_attn:
-        return "does not tell its attention how far it may look back"
-    if "position_ids" not in inspect.signature(body.forward).parameters:
-        return "does not take the positions of its tokens"
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        return "has positions of several dimensions"
-    return None
-
-
-def packed(batch: Batch, families: Sequence[Family], device: torch.device) -> Mapping[str, Tensor | Segments]:
-    """What a model's body reads of a batch, as one row of all its tokens. `families` in the order of `in_order`."""
-    tokens_S, positions_S = one_behind_the_other(batch, families)
-    return {
-        "input_ids": tokens_S[None].to(device),
-        "position_ids": positions_S[None].to(device),
-        "segments": Segments(families, device),
-    }
-
-
-def segment_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: object
-) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself and to its prompt. [1, heads, S, size] -> [1, S, heads, size]."""
-    unread = [name for name in NOT_READ if how.get(name) is not None]
-    if unread:
-        raise CannotPack(f"{type(module).__name__} hands its attention {', '.join(unread)}: set train.packing=false")
-    segments, scale, window = how["segments"], how.get("scaling"), how.get("sliding_window")
-    if _has_kernel(query, key, value):
-        return segments.by_kernel(query, key, value, scale=scale, window=window), None
-    return segments.by_calls(module, query, key, value, scale=scale, window=window), None
-
-
-def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether PyTorch's own variable-length kernel takes these: half precision, on a GPU that has it."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256
-        and query.shape[-1] % 8 == 0
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
 
 
 class Segments:
@@ -116,20 +27,41 @@ class Segments:
 
     def __init__(self, families: Sequence[Family], device: torch.device) -> None:
         """`families` as they lie, in the order of `in_order`."""
-        self._tokens = _Tokens.of(families, device)
+        self._families, self._device = families, device
         self._longest = max(family.longest for family in families)
-        small = [family for family in families if family.tokens <= BLOCK_TOKENS]
-        self._small_tokens = sum(family.tokens for family in small)
-        self._blocks = _Blocks.of([family.tokens for family in small], device) if small else None
-        self._stretches = _stretches_of(families[len(small) :], start=self._small_tokens)
-        self._runs = _Runs.of(families, device) if device.type == "cuda" else None
-        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
-        """By the number of the call, window and type: layers share them."""
+        self._masks: dict[tuple[_Stretch | None, int | None, torch.dtype], Tensor] = {}
+        """By the call (None: that of the blocks), window and type: layers share them."""
 
     @staticmethod
     def in_order(families: Sequence[Family]) -> list[Family]:
         """As they must lie: those that share their calls come first."""
         return sorted(families, key=lambda family: family.tokens > BLOCK_TOKENS)
+
+    # Each way of attending lays out what it needs when it is first asked.
+
+    @cached_property
+    def _runs(self) -> _Runs:
+        return _Runs.of(self._families, self._device)
+
+    @cached_property
+    def _tokens(self) -> _Tokens:
+        return _Tokens.of(self._families, self._device)
+
+    @cached_property
+    def _small(self) -> list[Family]:
+        return [family for family in self._families if family.tokens <= BLOCK_TOKENS]
+
+    @cached_property
+    def _small_tokens(self) -> int:
+        return sum(family.tokens for family in self._small)
+
+    @cached_property
+    def _blocks(self) -> _Blocks | None:
+        return _Blocks.of([family.tokens for family in self._small], self._device) if self._small else None
+
+    @cached_property
+    def _stretches(self) -> list[_Stretch]:
+        return _stretches_of(self._families[len(self._small) :], start=self._small_tokens)
 
     def by_kernel(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None
@@ -165,34 +97,36 @@ class Segments:
         said = []
         if self._blocks is not None:
             blocks = (self._blocks.cut(tensor) for tensor in (q_small, k_small, v_small))
-            mask = self._mask(-1, window, query.dtype)
+            mask = self._mask(None, window, query.dtype)
             out = sdpa_attention_forward(module, *blocks, mask, scaling=scale, is_causal=True)[0]
             said.append(self._blocks.joined(out))
-        for number, (stretch, q, k, v) in enumerate(zip(self._stretches, qs, ks, vs, strict=True)):
+        for stretch, q, k, v in zip(self._stretches, qs, ks, vs, strict=True):
             if stretch.prompt is not None:
                 k, v = torch.cat([ks[stretch.prompt], k], dim=2), torch.cat([vs[stretch.prompt], v], dim=2)
             is_causal = stretch.is_one_row and stretch.prompt is None and window is None
-            mask = None if is_causal else self._mask(number, window, query.dtype)
+            mask = None if is_causal else self._mask(stretch, window, query.dtype)
             said.append(sdpa_attention_forward(module, q, k, v, mask, scaling=scale, is_causal=True)[0])
         return torch.cat(said, dim=1)
 
-    def _mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the attention of one call, -1 for that of the blocks: nothing, or minus infinity."""
-        key = (number, window, dtype)
+    def _mask(self, stretch: _Stretch | None, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the attention of a stretch, or of the blocks: nothing, or minus infinity."""
+        key = (stretch, window, dtype)
         if key not in self._masks:
-            if number < 0:
-                index_BL, real_BL = self._blocks.index_BL, self._blocks.real_BL
-                sees = (self._tokens.see(index_BL, index_BL, window) & real_BL[:, None])[:, None]
-            else:
-                stretch = self._stretches[number]
-                own = torch.arange(stretch.start, stretch.start + stretch.tokens, device=self._tokens.device)
-                seen = own
-                if stretch.prompt is not None:
-                    prompt = self._stretches[stretch.prompt]
-                    seen = torch.cat([torch.arange(prompt.start, prompt.start + prompt.tokens, device=own.device), own])
-                sees = self._tokens.see(own, seen, window)
+            sees = self._seen_in_blocks(window) if stretch is None else self._seen_from(stretch, window)
             self._masks[key] = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, -torch.inf)
         return self._masks[key]
+
+    def _seen_in_blocks(self, window: int | None) -> Tensor:
+        """[B, 1, L, L] bool."""
+        index_BL = self._blocks.index_BL
+        return (self._tokens.see(index_BL, index_BL, window) & self._blocks.real_BL[:, None])[:, None]
+
+    def _seen_from(self, stretch: _Stretch, window: int | None) -> Tensor:
+        """[Q, K] bool: of the stretch's prompt, where it has one, and of itself."""
+        own_Q = key_K = stretch.places(self._device)
+        if stretch.prompt is not None:
+            key_K = torch.cat([self._stretches[stretch.prompt].places(self._device), own_Q])
+        return self._tokens.see(own_Q, key_K, window)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +155,6 @@ class _Tokens:
             row_S=row.repeat_interleave(length).to(device),
             position_S=position_S.to(device),
         )
-
-    @property
-    def device(self) -> torch.device:
-        return self.family_S.device
 
     def see(self, query_Q: Tensor, key_K: Tensor, window: int | None) -> Tensor:
         """[..., Q, K] bool, of token numbers [..., Q] and [..., K]."""
@@ -281,6 +211,10 @@ class _Stretch:
     prompt: int | None
     """The number of the stretch that its rows begin with; None where they begin here."""
     is_one_row: bool
+
+    def places(self, device: torch.device) -> Tensor:
+        """Of its tokens in the packed row."""
+        return torch.arange(self.start, self.start + self.tokens, device=device)
 
 
 def _stretches_of(families: Sequence[Family], *, start: int) -> list[_Stretch]:
@@ -348,6 +282,3 @@ class _Runs:
             most_queries=max(queries),
             most_keys=max(key_counts),
         )
-
-
-AttentionInterface.register(SEGMENTS, segment_attention)

@@ -8,13 +8,7 @@ from pathlib import Path
 
 import torch
 
-from workers.batches import (
-    append_blank_lesson,
-    collate_lessons,
-    lessons_on_device,
-    select_lessons,
-    units_of,
-)
+from workers.batches import append_blank_lesson, collate_lessons, lessons_on_device, select_lessons, units_of
 from workers.embedding_noise import EmbeddingNoise
 from workers.exporting import write_model
 from workers.lessons import LessonBatch, Objective, Part, Share

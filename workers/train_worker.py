@@ -26,8 +26,8 @@ from workers.meeting import MeetingPoint, join
 from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
+from workers.packing import attend_by_segment
 from workers.records import Batch, Loss, Update
-from workers.segments import attend_by_segment
 from workers.tally import Tally
 from workers.tuned_weights import whole_weights
 from workers.tuning import tune

@@ -34,8 +34,8 @@ from workers.batches import collate_lessons, each_with_its_own_prompt, select
 from workers.lessons import Example, Lesson, Part
 from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, score_tokens
+from workers.packing import attend_by_segment
 from workers.records import Batch
-from workers.segments import attend_by_segment
 
 SEED = 0
 SHAPE = LlamaConfig(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from workers.batches import collate, select
 from workers.embedding_noise import EmbeddingNoise, noise_seed
 from workers.model import TokenScorer, score_tokens
-from workers.segments import attend_by_segment
+from workers.packing import attend_by_segment
 
 CPU = torch.device("cpu")
 GROUPS = toy_groups()

@@ -35,8 +35,8 @@ from engine.algorithms.rloo import RLOO, RatioOf
 from workers.batches import append_blank, collate, pad_with_blank, select_experience
 from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, ValueScorer, score_tokens, score_values
+from workers.packing import attend_by_segment
 from workers.records import Credit, Experience, Loss, ModelOutputs, Row, TokenLogprobs, Totals
-from workers.segments import attend_by_segment
 from workers.whitening import whitened
 
 slow = pytest.mark.slow

@@ -35,8 +35,9 @@ from workers.model import (
     score_tokens,
     score_values,
 )
+from workers.packing import CannotPack, attend_by_segment, packed, segment_attention
 from workers.records import Batch
-from workers.segments import CannotPack, Segments, attend_by_segment, packed, segment_attention
+from workers.segments import Segments
 
 CPU = torch.device("cpu")
 SIZES = {
