@@ -76,9 +76,7 @@ class PolicyWorker(StudentWorker):
         self._shared_weights = SharedWeights()
         self._version = 0
         self._adapter_is_served = served_rank(setup.tuning) > 0
-        # An engine loads the model's folder itself; what else the base is, it must be told once.
-        self._base_is_served = not setup.tuning.changes_base
-        self._base_is_written = False
+        self._has_published = False
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_language_model(setup.model, seed=setup.seed)
@@ -267,10 +265,10 @@ class PolicyWorker(StudentWorker):
         the base, and the base once, where it is not what the model's folder holds.
         """
         self._version = version
-        sends_base = not (self._adapter_is_served and self._base_is_served)
-        learned_only = self._base_is_written and not self._adapter_is_served
-        self._base_is_served = True
-        self._base_is_written |= sends_base
+        # An engine that serves an adapter has loaded the base itself, unless that is not what the folder holds.
+        sends_base = not self._adapter_is_served or (self._tuning.changes_base and not self._has_published)
+        learned_only = self._has_published and not self._adapter_is_served
+        self._has_published = True
         adapter = adapter_tensors(self._model, gather=self._gathered) if self._adapter_is_served else {}
         weights = (
             whole_weights(self._model, merged=not adapter, learned_only=learned_only, gather=self._gathered)
