@@ -65,11 +65,7 @@ def train_online(
                     metrics |= _updated(batch, credited.rows, config, state, workers, step=step)
                     check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
                 with tracker.phase("publish"):
-                    published = workers.publish_weights(version=step + 1)
-                    tracker.label("weights_checksum", published.manifest.checksum)
-                    metrics["weights_bytes"] = float(published.num_bytes)
-                    if algorithm.reference_refresh.is_due(step):
-                        workers.reference.follow(published.manifest, share=algorithm.reference_refresh.share)
+                    metrics |= _published(config, workers, tracker, step=step)
 
             metrics |= workers.memory()
             state = algorithm.next_state(state, metrics)
@@ -165,6 +161,15 @@ def _updated(
             check_tokens(reports, announced=announced)
             metrics |= {f"{name}{key}": value for key, value in of_update(reports).items()}
     return metrics
+
+
+def _published(config: Config, workers: Workers, tracker: Tracker, *, step: int) -> Metrics:
+    """Rollout engines, and a reference that follows, have the policy's new weights."""
+    published, refresh = workers.publish_weights(version=step + 1), config.algo.reference_refresh
+    tracker.label("weights_checksum", published.manifest.checksum)
+    if refresh.is_due(step):
+        workers.reference.follow(published.manifest, share=refresh.share)
+    return {"weights_bytes": float(published.num_bytes)}
 
 
 def _sees_its_own_start(config: Config, step: int) -> bool:

@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
         from workers.team import start_workers
 
         train = train_online if config.algo.online else train_offline
-        with start_workers(config.team(), task.rewards, task.canaries, announce=tracker.say) as workers:
-            tracker.started(workers.start_s)
+        team = config.team()
+        with start_workers(team, task.rewards, task.canaries, announce=tracker.say, started=tracker.started) as workers:
             train(config, task, start, workers, tracker, checkpoints)
             with tracker.phase("export"):
                 exported = export(config, workers)

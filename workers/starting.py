@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import ray
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from workers.group import WorkerGroup
 
 Announce = Callable[[str], None]
+TookS = Callable[[Mapping[str, float]], None]
+"""Is told seconds by name."""
 MOST_NAMED = 4
 """Workers that a line about the start names."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -39,7 +39,7 @@ from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setu
 from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
-from workers.starting import Announce, await_all
+from workers.starting import Announce, TookS, await_all
 from workers.train_worker import RankInfo, TrainerSetup
 from workers.weight_sync import WeightSyncError
 
@@ -66,8 +66,6 @@ class Workers:
     """The language model that reward functions ask."""
     shares_devices: bool
     """Whether trainers and rollout engines live on the same GPUs and take turns."""
-    start_s: Mapping[str, float] = field(default_factory=dict)
-    """Until Ray was there, and then until each role was."""
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -112,12 +110,18 @@ class Workers:
 
 @contextmanager
 def start_workers(
-    team: TeamConfig, rewards: Sequence[RewardSpec], canaries: Sequence[Canary], *, announce: Announce
+    team: TeamConfig,
+    rewards: Sequence[RewardSpec],
+    canaries: Sequence[Canary],
+    *,
+    announce: Announce,
+    started: TookS,
 ) -> Iterator[Workers]:
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
-    what has been started, in words. `rewards` is empty for a run that judges nothing, or by a reward model alone.
+    what has been started, in words, and `started` the seconds that Ray took and then each role. `rewards` is empty for
+    a run that judges nothing, or by a reward model alone.
     """
     places, began = places_for(team), time.monotonic()
     announce("starting Ray")
@@ -141,7 +145,8 @@ def start_workers(
         workers = _make_workers(team, reward, judge, hosting, meeting)
         groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
         took_s |= await_all(groups, hosting.roster, timeout_s=timeout_s, announce=announce)
-        yield replace(workers, start_s=took_s)
+        started(took_s)
+        yield workers
 
 
 def policy_setup(team: TeamConfig) -> TrainerSetup:

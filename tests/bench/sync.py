@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,7 +111,8 @@ def team(overrides: Sequence[str], folder: Path, *, rollout: bool) -> Iterator[t
     config = load_config([*overrides, *quiet])
     settings = replace(config.team(), rollout_workers=rollout)
     rewards = prepare_online(config).rewards if rollout else ()
-    with start_workers(settings, rewards, (), announce=lambda line: print(line, file=sys.stderr)) as workers:
+    tell_stderr = partial(print, file=sys.stderr)
+    with start_workers(settings, rewards, (), announce=tell_stderr, started=tell_stderr) as workers:
         yield workers, config
 
 
