@@ -135,7 +135,8 @@ def test_no_process_of_a_reward_outlives_its_actor(
         asked = [workers.score(ray.put(group), draw=draw) for draw, group in enumerate(groups)]
         # Two of the pool, a copy of one for the call that starts a program, one more for calls that share a process.
         assert until(lambda: len(below(pid)) == PROCESSES + 2 + 1), below(pid)
-        assert "sleep" in {one.name() for one in below(pid)}
+        # A program has its starter's name until it has begun.
+        assert until(lambda: "sleep" in {one.name() for one in below(pid)}), below(pid)
         left = below(pid)
         end(workers, pid)
         del asked
