@@ -36,6 +36,9 @@ from workers.records import (
 )
 from workers.tally import UpdateReport
 
+MOST_GROUPS_AT_ONCE = 1_000_000
+"""In one rollout engine: as many as are asked for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
@@ -260,6 +263,10 @@ class ReferenceGroup(WorkerGroup):
 
 class RolloutGroup(WorkerGroup):
     """The rollout engines; a draw always goes to the same one."""
+
+    def __init__(self, worker_class: type, hosting: Hosting, *, arguments: Sequence[tuple[Any, ...]]) -> None:
+        # A group that waited outside its engine could not be decoded beside the others.
+        super().__init__(worker_class, hosting, role="rollout", arguments=arguments, concurrency=MOST_GROUPS_AT_ONCE)
 
     def generate(self, request: GroupRequest) -> ObjectRef:
         """A reference to the group's rollouts."""

@@ -187,7 +187,6 @@ def _make_workers(
         rollout=RolloutGroup(
             RolloutActor,
             hosting,
-            role="rollout",
             arguments=[(team.model, team.rollout, team.cluster, team.seed, served_rank(team.tuning))] * engines,
         ),
         policy=PolicyGroup(
