@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.rollout_worker import RolloutEngine, RolloutWorker
+
+# Several test processes, and all that they start, share the cores: whoever waits must not keep one busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 BLANK = Path(__file__).parents[1] / "examples" / "nano" / "blank"
 CLUSTER = ClusterConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import ray
 from rewards.spec import RewardSpec
 from workers.adapters import served_rank
 from workers.canary import Canary
-from workers.config import Device, TeamConfig, TuningConfig
+from workers.config import TeamConfig, TuningConfig
 from workers.critic_worker import CriticWorker
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
@@ -34,6 +33,7 @@ from workers.memory_metrics import memory_of
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
+from workers.process_settings import process_settings
 from workers.records import Metrics, WeightManifest, WeightReceipt
 from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 from workers.reward_model_worker import RewardModelWorker
@@ -133,7 +133,7 @@ def start_workers(
         hosting = Hosting(
             placement=placement,
             places=places,
-            environment=_thread_settings(team),
+            environment=process_settings(team),
             roster=Roster(Path(team.log_folder).resolve()),
             call_timeout_s=team.cluster.call_timeout_s,
         )
@@ -265,16 +265,3 @@ def _make_judges(
         secrets=secrets,
         concurrency=config.processes + 1,
     )
-
-
-def _thread_settings(team: TeamConfig) -> dict[str, str]:
-    """Workers that share a machine's cores must not spin while they wait for their turn."""
-    threads = team.cluster.threads_per_worker or len(os.sched_getaffinity(0))
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "DS_ACCELERATOR": team.cluster.device.value,
-        **({"TORCHDYNAMO_DISABLE": "1"} if team.cluster.device is Device.CPU else {}),
-    }

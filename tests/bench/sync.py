@@ -39,6 +39,7 @@ from engine.offline import totals_of
 from engine.origin import git_version
 from tests.bench._output import tell
 from workers.lessons import Example, Lesson, Part, Share
+from workers.process_settings import KEEP_FREED_MEMORY, WAIT_AWAKE_FOR_A_MOMENT
 
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
 SEED, TOKENS, ANSWER_TOKENS = 0, 48, 16
@@ -271,8 +272,9 @@ def _told(value: object) -> str:
 
 
 def _as_workers_run() -> None:
-    """Start again with the workers' own settings, which OpenMP reads only once: threads that do not spin."""
-    settings = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    """Start again with the workers' own settings, which OpenMP and malloc read only once."""
+    threads = str(len(os.sched_getaffinity(0)))
+    settings = {"OMP_NUM_THREADS": threads, **WAIT_AWAKE_FOR_A_MOMENT, **KEEP_FREED_MEMORY}
     if not settings.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "tests.bench.sync", *sys.argv[1:]], {**os.environ, **settings})
 
