@@ -58,6 +58,7 @@ FROM_ZERO = (
     "train.weight_decay",
     "train.max_grad_norm",
     "train.warmup_updates",
+    "train.activations_gib",
     "critic.learning_rate",
     "critic.warmup_updates",
     "cluster.threads_per_worker",

@@ -7,21 +7,22 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
                too: 4 + 4 + 12; without ZeRO 4 + 4 + 8). Stage 1 divides the optimizer's by R, 2 also the gradients,
                3 also the weights. Where only some layers or an adapter are learned, P counts those, but for the
                weights; quantized matrices take 0.53 bytes a number in 4 bits, 1 in 8.
-    its step   either the backward pass: activations, response logits, gradients and DeepSpeed's buckets; or the
-               optimizer: gradients in float32 and AdamW's temporaries, 16 bytes a parameter that the rank owns.
+    its step   gradients; and the backward pass (activations, what the head takes, DeepSpeed's buckets) or the optimizer
+               (gradients in float32, flat, and their copies: 12 bytes a parameter that the rank owns), whichever is
+               larger. On a CPU both: what one has freed is seldom where the other asks.
     activations  of a layer, per token: e (8 h + 3 q + 2 k + 4 i), with h hidden, q queries, k keys, i intermediate:
-               what transformers keeps of the norms, attention without its scores (a fused kernel) and the gated
-               feed-forward block. With gradient checkpointing (2205.05198, section 5) e h, and one layer's whole.
-    logits     `TokenScorer` holds [N, vocabulary] four times in float32 when it runs backward (the logits, the
-               gradients of two of their uses, a temporary), three times when it only looks. N is the micro-batch.
+               what transformers keeps (workers/activations.py); of a layer that is computed again, e h, and of one
+               such layer at a time the whole.
+    head       a tile of the logits at a time (workers/linear_logprobs.py), whatever the vocabulary and the micro-batch;
+               and, per token, (4 + 2 e) h: what it reads, and the gradient of that in float32 and rounded.
     engine     weights; key-value cache, 2 e layers k bytes a token; room for one batch of prompt tokens.
-    critic     as the trainer, without logits; of the policy's size unless critic.path is another model.
-    reference  weights; one layer's activations; logits three times.
+    critic     as the trainer, without that head; of the policy's size unless critic.path is another model.
+    reference  weights; one layer's activations; the head.
     reward     nothing for a function; for a reward model its weights and one layer's activations.
     judge      as an engine that never sleeps; on several GPUs each has its part.
 
-Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
-default run) it is right within a quarter.
+Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1) it is right
+within a sixth, of the whole default run within a quarter.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import CONF, Config
 from engine.sizes import ModelSizes, sizes_of
+from workers.activations import kept_bytes, layer_bytes_per_token, layers_again
 from workers.config import Device, Precision, Quantization, TuningMethod
 
 GB = 1e9
@@ -47,6 +49,10 @@ GATHERED_PARAMETERS = 1e9
 """That ZeRO-3 keeps whole at once, and that its optimizer works on at once."""
 QUANTIZED_BYTES = {Quantization.NF4: 0.53, Quantization.FP4: 0.53, Quantization.INT8: 1.0}
 """Of a number in a matrix under an adapter, its share of the scales included."""
+OPTIMIZER_BYTES = 12.0
+"""Of a parameter that the rank owns, while the optimizer is at it: gradients in float32, flat, and their copies."""
+HEAD_TILE_BYTES = {Device.CPU: 10 * 2**20, Device.CUDA: 640 * 2**20}
+"""Two tiles of the logits in float32 and a rounded one."""
 CUDA_PROCESS_BYTES = 1e9
 """Of a process that uses a GPU, before its first tensor."""
 CPU_PROCESS_BYTES = {"policy": 0.45e9, "critic": 0.45e9, "rollout": 0.8e9, "reference": 0.3e9, "reward": 0.2e9}
@@ -137,8 +143,13 @@ def number_bytes(config: Config) -> int:
 
 def activation_bytes_per_token(sizes: ModelSizes, *, number_bytes: int) -> float:
     """What one layer keeps for its backward pass."""
-    queries, keys = sizes.heads * sizes.head_dimension, sizes.key_value_heads * sizes.head_dimension
-    return number_bytes * (8.0 * sizes.hidden + 3 * queries + 2 * keys + 4 * sizes.intermediate)
+    return layer_bytes_per_token(
+        hidden=sizes.hidden,
+        queries=sizes.heads * sizes.head_dimension,
+        keys=sizes.key_value_heads * sizes.head_dimension,
+        intermediate=sizes.intermediate,
+        number_bytes=number_bytes,
+    )
 
 
 def key_value_bytes_per_token(config: Config) -> float:
@@ -147,10 +158,10 @@ def key_value_bytes_per_token(config: Config) -> float:
 
 
 def _policy(config: Config) -> Need:
-    return _trainer(config, logits=_logits(config, copies=4))
+    return _trainer(config, head=_head(config))
 
 
-def _trainer(config: Config, *, logits: float) -> Need:
+def _trainer(config: Config, *, head: float) -> Need:
     train, learned = config.train, learned_parameters(config)
     weights, gradients = held_bytes(config), number_bytes(config) * learned
     optimizer = (12 if train.zero_stage >= 1 else 8) * learned
@@ -162,13 +173,14 @@ def _trainer(config: Config, *, logits: float) -> Need:
     if train.zero_stage >= 3:
         weights /= train.ranks
         owned = min(owned, GATHERED_PARAMETERS)
-    backward = _activations(config) + logits + _buckets(config)
-    return Need(resident=weights + optimizer, working=gradients + max(backward, 16 * owned))
+    turns = _activations(config) + head + _buckets(config), OPTIMIZER_BYTES * owned
+    turn = sum(turns) if config.cluster.device is Device.CPU else max(turns)
+    return Need(resident=weights + optimizer, working=gradients + turn)
 
 
 def _critic(config: Config) -> Need:
-    """As the policy's trainer, with a number instead of logits."""
-    return _trainer(replace(config, sizes=_sizes_at(config.critic.path, "critic.path") or config.sizes), logits=0.0)
+    """As the policy's trainer, with a number instead of log-probs."""
+    return _trainer(replace(config, sizes=_sizes_at(config.critic.path, "critic.path") or config.sizes), head=0.0)
 
 
 @functools.cache
@@ -182,7 +194,7 @@ def _reference(config: Config) -> Need:
     one_layer = _micro_batch_tokens(config) * activation_bytes_per_token(
         config.sizes, number_bytes=number_bytes(config)
     )
-    return Need(resident=weight_bytes(config), working=one_layer + _logits(config, copies=3))
+    return Need(resident=weight_bytes(config), working=one_layer + _head(config))
 
 
 def _engine(config: Config) -> Need:
@@ -197,7 +209,7 @@ def _engine(config: Config) -> Need:
 
 
 def _judge(config: Config) -> Need:
-    """A function needs nothing worth counting; a reward model is a reference without logits."""
+    """A function needs nothing worth counting; a reward model is a reference without that head."""
     if not config.reward.model:
         return Need(resident=0.0, working=0.0)
     of_model = replace(config, sizes=_sizes_at(config.reward.model, "reward.model") or config.sizes)
@@ -225,15 +237,22 @@ def _micro_batch_tokens(config: Config) -> int:
 
 
 def _activations(config: Config) -> float:
-    sizes, tokens, size = config.sizes, _micro_batch_tokens(config), number_bytes(config)
-    layer = activation_bytes_per_token(sizes, number_bytes=size)
-    if config.model.gradient_checkpointing:
-        return tokens * (size * sizes.layers * sizes.hidden + layer)
-    return tokens * sizes.layers * layer
+    sizes, size = config.sizes, number_bytes(config)
+    of_pass = {
+        "layers": sizes.layers,
+        "tokens": _micro_batch_tokens(config),
+        "layer_bytes": activation_bytes_per_token(sizes, number_bytes=size),
+        "input_bytes": float(size * sizes.hidden),
+    }
+    again = sizes.layers if config.model.gradient_checkpointing else 0
+    if config.train.activations_gib:
+        again = layers_again(**of_pass, budget_bytes=config.train.activations_gib * 2**30)
+    return kept_bytes(**of_pass, again=again)
 
 
-def _logits(config: Config, *, copies: int) -> float:
-    return float(copies) * FLOAT32_BYTES * _micro_batch_tokens(config) * config.sizes.vocabulary
+def _head(config: Config) -> float:
+    per_token = (FLOAT32_BYTES + 2.0 * number_bytes(config)) * config.sizes.hidden
+    return HEAD_TILE_BYTES[config.cluster.device] + _micro_batch_tokens(config) * per_token
 
 
 def _buckets(config: Config) -> float:

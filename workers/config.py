@@ -164,6 +164,7 @@ class ModelConfig:
     context_length: int = 512
     """Most tokens of a prompt and its response together."""
     gradient_checkpointing: bool = False
+    """Every layer is computed again in the backward pass; train.activations_gib says how many instead."""
 
 
 @dataclass
@@ -200,6 +201,9 @@ class TrainConfig:
     tokens_per_micro_batch: int = 8192
     """Tokens of one forward and backward pass, padding counted; a longer sequence gets a pass of its own. With packing
     there is no padding to count."""
+    activations_gib: float = 0.0
+    """Memory of a rank for what a pass keeps for its backward pass: as few layers as that takes are computed again
+    there. 0 sets no bound, and leaves it to model.gradient_checkpointing."""
     old_logprobs: OldLogprobs = OldLogprobs.AUTO
 
 

@@ -20,6 +20,7 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.meeting import MeetingPoint, join
@@ -118,6 +119,9 @@ class TrainWorker(ABC):
         tune(self._model, setup.tuning, seed=setup.seed, gather=self._gathered)
         if setup.train.packing:
             attend_by_segment(self._model)
+        if setup.train.activations_gib:
+            tokens = max(setup.train.tokens_per_micro_batch, setup.model.context_length)
+            keep_within(self._model, budget_gib=setup.train.activations_gib, tokens=tokens)
         self._model.train()
         scorer = self._scorer(self._model)
         if setup.train.zero_stage == 3:

@@ -299,6 +299,19 @@ def test_bfloat16_learns_a_data_set_and_publishes_bfloat16(
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (3, 2)])
+def test_layers_that_are_computed_again_for_want_of_memory_learn_the_same_bits(
+    processes: dict[int, TrainerProcesses], folder: str, stage: int, ranks: int
+) -> None:
+    learned = []
+    for budget_gib in (0.0, 1e-9):
+        setup = trainer_setup(folder, zero_stage=stage, tokens_per_micro_batch=ODD, activations_gib=budget_gib)
+        *_, weights = run(processes[ranks], setup, sft_calls(LESSONS, ranks=ranks), WEIGHTS)[0]
+        learned.append(weights)
+    assert learned[0].keys() == learned[1].keys()
+    assert all(torch.equal(tensor, learned[1][name]) for name, tensor in learned[0].items())
+
+
 @pytest.mark.parametrize(("budget", "packing"), [(ALL, False), (ODD, False), (EACH, False), (ODD, True)])
 def test_the_reference_and_the_policy_start_at_a_divergence_of_exactly_zero(
     processes: dict[int, TrainerProcesses], folder: str, budget: int, packing: bool
