@@ -51,7 +51,7 @@ QUANTIZED_BYTES = {Quantization.NF4: 0.53, Quantization.FP4: 0.53, Quantization.
 """Of a number in a matrix under an adapter, its share of the scales included."""
 OPTIMIZER_BYTES = 12.0
 """Of a parameter that the rank owns, while the optimizer is at it: gradients in float32, flat, and their copies."""
-HEAD_TILE_BYTES = {Device.CPU: 10 * 2**20, Device.CUDA: 640 * 2**20}
+HEAD_TILE_BYTES = {Device.CPU: 10 * 2**20, Device.CUDA: 320 * 2**20}
 """Two tiles of the logits in float32 and a rounded one."""
 CUDA_PROCESS_BYTES = 1e9
 """Of a process that uses a GPU, before its first tensor."""

@@ -25,7 +25,7 @@ class TileSize:
     words: int
 
 
-TILE = {"cpu": TileSize(tokens=1024, words=1024), "cuda": TileSize(tokens=4096, words=16384)}
+TILE = {"cpu": TileSize(tokens=1024, words=1024), "cuda": TileSize(tokens=4096, words=8192)}
 """On a CPU the two tiles stay in the cache between one operation and the next; on a GPU they keep it busy."""
 
 

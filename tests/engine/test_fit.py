@@ -50,7 +50,7 @@ def test_a_trainer_of_7b_under_zero_3_on_eight_ranks_needs_what_the_formula_says
     assert need.resident == pytest.approx(weights_and_optimizer + 1e9)
     checkpoints = 2 * 28 * 3584 * tokens
     one_layer = 2 * (8 * 3584 + 3 * 28 * 128 + 2 * 4 * 128 + 4 * 18944) * tokens
-    head = 640 * 2**20 + (4 + 2 * 2) * 3584 * tokens
+    head = 320 * 2**20 + (4 + 2 * 2) * 3584 * tokens
     buckets = 2 * 5e8 + 2 * 1e9
     gradients = 2 * parameters / 8
     # The copies of the gradients of its 0.95 billion parameters take 11.4 GB: more than the backward pass.
@@ -66,7 +66,7 @@ def test_the_backward_pass_of_7b_is_its_largest_turn_at_32768_tokens() -> None:
     backward = (
         2 * 28 * 3584 * tokens
         + 2 * (8 * 3584 + 3 * 3584 + 2 * 512 + 4 * 18944) * tokens
-        + 640 * 2**20
+        + 320 * 2**20
         + (4 + 2 * 2) * 3584 * tokens
         + 3e9
     )
@@ -304,7 +304,7 @@ def test_a_critic_is_told_beside_the_trainer_and_has_no_such_head() -> None:
     assert critic.resident == policy.resident
     assert critic.working == policy.working == pytest.approx(2 * 7_615_616_512 / 4 + 12 * 1e9), "the optimizer's turn"
     long = load_config(["algo=ppo", "model=qwen2.5-7b", "train.tokens_per_micro_batch=65536"])
-    head = 640 * 2**20 + (4 + 2 * 2) * 3584 * 65_536
+    head = 320 * 2**20 + (4 + 2 * 2) * 3584 * 65_536
     assert need_of("policy", long).working - need_of("critic", long).working == pytest.approx(head)
 
 
