@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from workers.config import ClusterConfig, ModelConfig, Precision, RolloutConfig
 from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutWorker
-from workers.vllm_engine import PROMPT_TOKENS_A_STEP, VLLMEngine
+from workers.vllm_engine import CPU_BLOCK_TOKENS, PROMPT_TOKENS_A_STEP, VLLMEngine
 from workers.weight_sync import SharedWeights, WeightSyncError, padded_bytes
 
 TOLERANCE = 2e-5
@@ -27,8 +27,6 @@ END = 1
 SAMPLED = Sampling(temperature=1.0, max_tokens=24)
 SHARP = Sampling(temperature=0.7, max_tokens=24)
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
-CACHE_BLOCK = 128
-"""vLLM's cache on CPU has blocks of so many tokens: only longer prompts are ever served from it."""
 LONG = 200
 
 
@@ -234,7 +232,8 @@ def test_an_end_token_at_the_very_limit_is_an_end_and_one_token_less_is_a_cut(se
 
 
 def test_vllm_says_the_same_bit_for_bit_in_any_company(vllm_tied) -> None:
-    requests = [asked for asked in mixed_requests() if len(asked.prompt.token_ids) < CACHE_BLOCK]
+    never_from_the_cache = range(CPU_BLOCK_TOKENS)
+    requests = [asked for asked in mixed_requests() if len(asked.prompt.token_ids) in never_from_the_cache]
     together = ask(vllm_tied.worker, *requests)
     reversed_order = ask(vllm_tied.worker, *requests[::-1])[::-1]
     alone = [ask(vllm_tied.worker, each)[0] for each in requests]
