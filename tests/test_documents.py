@@ -29,7 +29,7 @@ NEEDS_MORE = (
     "examples/smollm2",
     "algorithms/compare",
     "engine.submit",
-    "tests.bench",
+    "tests.bench", "tests.gpu",
     "examples/offline",
     "--step",
 )
