@@ -29,7 +29,8 @@ NEEDS_MORE = (
     "examples/smollm2",
     "algorithms/compare",
     "engine.submit",
-    "tests.bench", "tests.gpu",
+    "tests.bench",
+    "tests.gpu",
     "examples/offline",
     "--step",
 )
