@@ -63,7 +63,6 @@ def make_optimizer(parameters: list[Parameter], config: TrainConfig) -> torch.op
         "betas": tuple(config.betas),
         "eps": config.eps,
         "weight_decay": config.weight_decay,
-        "fused": True,  # one pass over the weights, without temporaries as large as they are
     }
     if config.zero_stage == 0:
         return CheckedAdamW(parameters, max_grad_norm=config.max_grad_norm, **settings)
