@@ -8,8 +8,8 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
                3 also the weights. Where only some layers or an adapter are learned, P counts those, but for the
                weights; quantized matrices take 0.53 bytes a number in 4 bits, 1 in 8.
     its step   gradients; and the backward pass (activations, what the head takes, DeepSpeed's buckets) or the optimizer
-               (gradients in float32, flat, and their copies: 12 bytes a parameter that the rank owns), whichever is
-               larger. On a CPU both: what one has freed is seldom where the other asks.
+               (gradients in float32 and AdamW's temporaries, 16 bytes a parameter that the rank owns), whichever is
+               larger; on a CPU both, from ZeRO 1 on: its flat copies seldom find room in what the pass has freed.
     activations  of a layer, per token: e (8 h + 3 q + 2 k + 4 i), with h hidden, q queries, k keys, i intermediate:
                what transformers keeps (workers/activations.py); of a layer that is computed again, e h, and of one
                such layer at a time the whole.
@@ -21,8 +21,8 @@ With P parameters on R trainer ranks, and e = 2 bytes a number in bfloat16, 4 in
     reward     nothing for a function; for a reward model its weights and one layer's activations.
     judge      as an engine that never sleeps; on several GPUs each has its part.
 
-Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1) it is right
-within a sixth, of the whole default run within a quarter.
+Against what was measured on CPU (a trainer of 71 million parameters in float32 and bfloat16, ZeRO 0 and 1; the whole
+default run) it is right within a quarter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import CONF, Config
 from engine.sizes import ModelSizes, sizes_of
-from workers.activations import kept_bytes, layer_bytes_per_token, layers_again
+from workers.activations import LayersOfPass, layer_bytes_per_token
 from workers.config import Device, Precision, Quantization, TuningMethod
 
 GB = 1e9
@@ -49,8 +49,8 @@ GATHERED_PARAMETERS = 1e9
 """That ZeRO-3 keeps whole at once, and that its optimizer works on at once."""
 QUANTIZED_BYTES = {Quantization.NF4: 0.53, Quantization.FP4: 0.53, Quantization.INT8: 1.0}
 """Of a number in a matrix under an adapter, its share of the scales included."""
-OPTIMIZER_BYTES = 12.0
-"""Of a parameter that the rank owns, while the optimizer is at it: gradients in float32, flat, and their copies."""
+OPTIMIZER_BYTES = 16.0
+"""Of a parameter that the rank owns, while the optimizer is at it: gradients in float32 and temporaries."""
 HEAD_TILE_BYTES = {Device.CPU: 10 * 2**20, Device.CUDA: 320 * 2**20}
 """Two tiles of the logits in float32 and a rounded one."""
 CUDA_PROCESS_BYTES = 1e9
@@ -174,7 +174,8 @@ def _trainer(config: Config, *, head: float) -> Need:
         weights /= train.ranks
         owned = min(owned, GATHERED_PARAMETERS)
     turns = _activations(config) + head + _buckets(config), OPTIMIZER_BYTES * owned
-    turn = sum(turns) if config.cluster.device is Device.CPU else max(turns)
+    are_added = config.cluster.device is Device.CPU and train.zero_stage >= 1
+    turn = sum(turns) if are_added else max(turns)
     return Need(resident=weights + optimizer, working=gradients + turn)
 
 
@@ -238,16 +239,16 @@ def _micro_batch_tokens(config: Config) -> int:
 
 def _activations(config: Config) -> float:
     sizes, size = config.sizes, number_bytes(config)
-    of_pass = {
-        "layers": sizes.layers,
-        "tokens": _micro_batch_tokens(config),
-        "layer_bytes": activation_bytes_per_token(sizes, number_bytes=size),
-        "input_bytes": float(size * sizes.hidden),
-    }
+    of_pass = LayersOfPass(
+        layers=sizes.layers,
+        tokens=_micro_batch_tokens(config),
+        layer_bytes=activation_bytes_per_token(sizes, number_bytes=size),
+        input_bytes=float(size * sizes.hidden),
+    )
     again = sizes.layers if config.model.gradient_checkpointing else 0
     if config.train.activations_gib:
-        again = layers_again(**of_pass, budget_bytes=config.train.activations_gib * 2**30)
-    return kept_bytes(**of_pass, again=again)
+        again = of_pass.again_within(config.train.activations_gib * 2**30)
+    return of_pass.kept_bytes(again=again)
 
 
 def _head(config: Config) -> float:

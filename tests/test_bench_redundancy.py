@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from tests.bench._made_up import seen_pairs
 from tests.bench.redundancy import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
@@ -17,7 +18,6 @@ from tests.bench.redundancy import (
     counted,
     groups_of,
     in_a_process,
-    seen_pairs,
     updates_of,
 )
 from workers.batches import collate, select

@@ -5,6 +5,7 @@ Import-light: what a run will keep is told before it starts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,30 +18,36 @@ def layer_bytes_per_token(*, hidden: int, queries: int, keys: int, intermediate:
     return number_bytes * (8.0 * hidden + 3 * queries + 2 * keys + 4 * intermediate)
 
 
-def kept_bytes(*, layers: int, again: int, tokens: int, layer_bytes: float, input_bytes: float) -> float:
-    """Of a pass whose first `again` layers keep their input alone (2205.05198, section 5).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayersOfPass:
+    """What the layers of a model keep of one pass, whole or but for their input.
 
-    They are the last that the backward pass comes to, one whole at a time, when all that the others kept is gone.
-
-    >>> [kept_bytes(layers=4, again=again, tokens=10, layer_bytes=5.0, input_bytes=1.0) for again in (0, 1, 3, 4)]
+    >>> four = LayersOfPass(layers=4, tokens=10, layer_bytes=5.0, input_bytes=1.0)
+    >>> [four.kept_bytes(again=again) for again in (0, 1, 3, 4)]
     [200.0, 160.0, 80.0, 90.0]
-    """
-    forward = (layers - again) * layer_bytes + again * input_bytes
-    backward = again * input_bytes + layer_bytes if again else 0.0
-    return tokens * max(forward, backward)
-
-
-def layers_again(*, layers: int, tokens: int, layer_bytes: float, input_bytes: float, budget_bytes: float) -> int:
-    """The least that must be computed again to keep no more than the budget; all of them where even that keeps more.
-
-    >>> [layers_again(layers=4, tokens=10, layer_bytes=5.0, input_bytes=1.0, budget_bytes=b) for b in (200, 199, 80, 1)]
+    >>> [four.again_within(budget_bytes) for budget_bytes in (200, 199, 80, 1)]
     [0, 1, 3, 4]
     """
-    for again in range(layers):
-        kept = kept_bytes(layers=layers, again=again, tokens=tokens, layer_bytes=layer_bytes, input_bytes=input_bytes)
-        if kept <= budget_bytes:
-            return again
-    return layers
+
+    layers: int
+    tokens: int
+    layer_bytes: float
+    """Of a token, as the next one."""
+    input_bytes: float
+
+    def kept_bytes(self, *, again: int) -> float:
+        """Where the first `again` layers keep their input alone (2205.05198, section 5).
+
+        They are the last that the backward pass comes to, one whole at a time, when all that the others kept is gone.
+        """
+        forward = (self.layers - again) * self.layer_bytes + again * self.input_bytes
+        backward = again * self.input_bytes + self.layer_bytes if again else 0.0
+        return self.tokens * max(forward, backward)
+
+    def again_within(self, budget_bytes: float) -> int:
+        """The least that must be computed again to keep no more; all of them where even that keeps more."""
+        enough = (again for again in range(self.layers) if self.kept_bytes(again=again) <= budget_bytes)
+        return next(enough, self.layers)
 
 
 def keep_within(model: PreTrainedModel, *, budget_gib: float, tokens: int) -> int:
@@ -61,13 +68,8 @@ def keep_within(model: PreTrainedModel, *, budget_gib: float, tokens: int) -> in
         intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
         number_bytes=number_bytes,
     )
-    again = layers_again(
-        layers=len(layers),
-        tokens=tokens,
-        layer_bytes=of_layer,
-        input_bytes=number_bytes * hidden,
-        budget_bytes=budget_gib * 2**30,
-    )
+    of_pass = LayersOfPass(layers=len(layers), tokens=tokens, layer_bytes=of_layer, input_bytes=number_bytes * hidden)
+    again = of_pass.again_within(budget_gib * 2**30)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number < again

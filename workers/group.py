@@ -25,6 +25,7 @@ from workers.failures import Roster
 from workers.lessons import Lesson, Objective, Share
 from workers.memory import Peaks, watched
 from workers.placement import Place
+from workers.process_settings import WAIT_ASLEEP
 from workers.records import (
     AlgorithmState,
     GroupRequest,
@@ -286,7 +287,7 @@ class RewardGroup(WorkerGroup):
     """The judges."""
 
     # Their processes end with them, and first bury what rewards have started; Ray would kill them before they can.
-    own_environment: ClassVar[Mapping[str, str]] = {"RAY_kill_child_processes_on_worker_exit": "0"}
+    own_environment: ClassVar[Mapping[str, str]] = {"RAY_kill_child_processes_on_worker_exit": "0", **WAIT_ASLEEP}
 
     def score(self, group: ObjectRef, *, draw: int) -> ObjectRef:
         """A reference to the group's summary. The rollouts themselves stay where they were made."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from workers.config import Device, TeamConfig
 
 WAIT_AWAKE_FOR_A_MOMENT = {"GOMP_SPINCOUNT": "20000"}
-WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
+WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc would give large blocks back at once, and have the kernel zero them again at the next step."""
 
@@ -18,7 +18,7 @@ def process_settings(team: TeamConfig, own: Mapping[str, str] = os.environ) -> d
     threads = team.cluster.threads_per_worker or len(os.sched_getaffinity(0))
     on_cpu = team.cluster.device is Device.CPU
     waiting = WAIT_AWAKE_FOR_A_MOMENT if take_turns(team) else WAIT_ASLEEP
-    said = {name: own[name] for name in (*WAIT_AWAKE_FOR_A_MOMENT, *WAIT_ASLEEP) if name in own}
+    said = {name: own[name] for name in WAIT_ASLEEP if name in own}
     return {
         "OMP_NUM_THREADS": str(threads),
         **(said or waiting),
@@ -33,8 +33,9 @@ def take_turns(team: TeamConfig) -> bool:
     """Whether no two models ever calculate at the same time: one engine, one trainer and its reference wait for each
     other; ranks, engines, policy and critic work side by side, and models that judge do while others decode.
 
-    Threads that fall asleep between the many small operations of a decoding step take half as long again; threads that
-    stay awake on cores that others need take most of the others' time.
+    Reward functions work beside a decoding engine, too: their own threads sleep (`RewardGroup`). Threads that fall
+    asleep between the many small operations of a decoding step take a third longer; threads that stay awake on cores
+    that others need take most of the others' time.
     """
     judged_by_models = bool(team.reward.model or team.reward.judge.model)
     several_generate = team.rollout_workers and (team.rollout.engines > 1 or judged_by_models)

@@ -27,7 +27,7 @@ from engine.origin import config_hash, git_version
 from tests.bench._output import tell
 from tests.bench.step import REPOSITORY, SMOLLM2
 from tests.bench.trl import RESPONSES, THREADS, WARM_UP_STEPS, Plan, Step, plan_for, run_ours
-from workers.process_settings import KEEP_FREED_MEMORY, WAIT_AWAKE_FOR_A_MOMENT
+from workers.process_settings import process_settings
 
 TRACE = "uniform"
 TRL = Path(__file__).with_name("trl.json")
@@ -71,8 +71,7 @@ def run_raw(plan: Plan, part: str, folder: Path) -> list[float]:
     }
     where = folder / "asked.json", folder / "told.json"
     where[0].write_text(json.dumps(asked))
-    settings = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", **WAIT_AWAKE_FOR_A_MOMENT, **KEEP_FREED_MEMORY}
-    environment = {**os.environ, **settings}
+    environment = {**os.environ, **process_settings(plan.config.team()), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tests.bench._raw", part, *where]
     subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr, env=environment)
     return json.loads(where[1].read_text())[WARM_UP_STEPS:]

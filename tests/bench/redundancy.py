@@ -44,11 +44,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 import workers.model
 from engine.config import Config, load_config
 from engine.origin import config_hash, git_version
+from tests.bench._made_up import group_of, rows_of, seen_pairs
 from tests.bench._output import tell
 from workers.config import Device
 from workers.frozen_worker import FrozenWorker
 from workers.meeting import MeetingPoint, meeting_point
-from workers.records import Group, Message, Prompt, Rollout, Row, Span, Stop, Totals, Update
+from workers.records import Group, Totals, Update
 
 if TYPE_CHECKING:
     from workers.policy_worker import PolicyWorker
@@ -224,11 +225,6 @@ def attention_flops(config: PretrainedConfig, pairs: int) -> int:
     return 4 * pairs * config.num_hidden_layers * config.num_attention_heads * size
 
 
-def seen_pairs(prompt: int, responses: Sequence[int]) -> int:
-    """Pairs of tokens that see each other in a family: the prompt's, and each response's with it and with itself."""
-    return prompt * (prompt + 1) // 2 + sum(own * prompt + own * (own + 1) // 2 for own in responses)
-
-
 SEEN_PAIRS = sum(seen_pairs(PROMPT_TOKENS, lengths) for lengths in RESPONSE_TOKENS)
 
 
@@ -240,27 +236,11 @@ def groups_of(*, own_prompts: bool) -> tuple[Group, ...]:
     random = np.random.default_rng(SEED)
     groups: list[Group] = []
     for lengths in RESPONSE_TOKENS:
-        tokens = tuple(random.choice(WORDS, PROMPT_TOKENS).tolist())
-        asked = Message(role="user", content="?")
-        prompt = Prompt(
-            id=str(len(groups)), messages=(asked,), token_ids=tokens, answer="", row={}, from_text=True
-        )  # fmt: skip
-        said = [random.choice(WORDS, length).astype(np.int32) for length in lengths]
-        families = [[one] for one in said] if own_prompts else [said]
-        groups += [_group(prompt, len(groups) + number, family) for number, family in enumerate(families)]
+        prompt = random.choice(WORDS, PROMPT_TOKENS).tolist()
+        said = [random.choice(WORDS, length) for length in lengths]
+        for family in [[one] for one in said] if own_prompts else [said]:
+            groups.append(group_of(prompt, family, draw=len(groups), logprob=-1.0))
     return tuple(groups)
-
-
-def _group(prompt: Prompt, draw: int, responses: Sequence[np.ndarray]) -> Group:
-    rollouts = tuple(
-        Rollout(
-            prompt=prompt, draw=draw, sample=sample, text="", token_ids=tokens,
-            logprobs=np.full(len(tokens), -1.0, dtype=np.float32),
-            spans=(Span(start=0, end=len(tokens), sampled=True, version=0),), stop=Stop.LENGTH,
-        )
-        for sample, tokens in enumerate(responses)
-    )  # fmt: skip
-    return Group(rollouts=rollouts, greedy=None, prompt_text="")
 
 
 def updates_of(groups: Sequence[Group], updates: int) -> tuple[Update, ...]:
@@ -269,14 +249,9 @@ def updates_of(groups: Sequence[Group], updates: int) -> tuple[Update, ...]:
 
 
 def _update(groups: Sequence[Group]) -> Update:
-    tokens = {group.draw: sum(rollout.action_tokens() for rollout in group.rollouts) for group in groups}
-    rows = tuple(
-        Row(draw=group.draw, sample=rollout.sample, reward=0.0, prompt_tokens=tokens[group.draw])
-        for group in groups
-        for rollout in group.rollouts
-    )
-    totals = Totals(tokens=sum(tokens.values()), sequences=len(rows), prompts=len(groups), horizon=16)
-    return Update(rows=rows, totals=totals)
+    rows = rows_of(groups)
+    tokens = sum(rollout.action_tokens() for group in groups for rollout in group.rollouts)
+    return Update(rows=rows, totals=Totals(tokens=tokens, sequences=len(rows), prompts=len(groups), horizon=16))
 
 
 def frozen_of(config: Config, *, packing: bool) -> FrozenWorker:

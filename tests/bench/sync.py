@@ -39,7 +39,7 @@ from engine.offline import totals_of
 from engine.origin import git_version
 from tests.bench._output import tell
 from workers.lessons import Example, Lesson, Part, Share
-from workers.process_settings import KEEP_FREED_MEMORY, WAIT_AWAKE_FOR_A_MOMENT
+from workers.process_settings import process_settings
 
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
 SEED, TOKENS, ANSWER_TOKENS = 0, 48, 16
@@ -273,8 +273,7 @@ def _told(value: object) -> str:
 
 def _as_workers_run() -> None:
     """Start again with the workers' own settings, which OpenMP and malloc read only once."""
-    threads = str(len(os.sched_getaffinity(0)))
-    settings = {"OMP_NUM_THREADS": threads, **WAIT_AWAKE_FOR_A_MOMENT, **KEEP_FREED_MEMORY}
+    settings = process_settings(load_config([]).team())
     if not settings.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "tests.bench.sync", *sys.argv[1:]], {**os.environ, **settings})
 

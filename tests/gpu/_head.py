@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tests.bench.memory import in_pieces
 from tests.gpu._device import GIB, Taken, taken, tidy
-from workers.linear_logprobs import Term, linear_logprobs
 
 SEED = 0
 CHECKED_TOKENS = 512
@@ -42,8 +42,7 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def in_tiles(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor) -> Tensor:
     """Ours."""
-    terms = [Term(read_NK=hidden_NH, weight_VK=weight_VH)]
-    return linear_logprobs(terms, None, target_N, temperature=1.0, entropy_gradient=False)[0]
+    return in_pieces(hidden_NH, weight_VH, target_N)[0]
 
 
 def materialised(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor) -> Tensor:

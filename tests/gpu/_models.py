@@ -5,6 +5,7 @@ Suffixes: `B` rows, `T` token positions of a response.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from engine.sizes import ModelSizes
+from tests.bench._made_up import group_of, rows_of, seen_pairs
 from workers.batches import collate
-from workers.families import Family, families_of
-from workers.records import Batch, Group, Message, Prompt, Rollout, Row, Span, Stop
+from workers.families import families_of
+from workers.records import Batch, Group
 
 SEED = 0
 FIRST_TOKEN = 5
@@ -94,45 +96,18 @@ def model_of(sizes: ModelSizes, device: torch.device, *, spread: float = 0.02) -
 def groups_of(size: GroupSize, *, groups: int, vocabulary: int) -> tuple[Group, ...]:
     """Random tokens; every one of a response was sampled by the weights at hand."""
     random = np.random.default_rng(SEED)
-    made = []
-    for draw in range(groups):
-        prompt = Prompt(
-            id=f"made-up-{draw}",
-            messages=(Message(role="user", content="?"),),
-            token_ids=tuple(random.integers(FIRST_TOKEN, vocabulary, size.prompt_tokens).tolist()),
-            answer="",
-            row={},
-            from_text=True,
-        )
-        rollouts = tuple(
-            Rollout(
-                prompt=prompt,
-                draw=draw,
-                sample=sample,
-                text="",
-                token_ids=random.integers(FIRST_TOKEN, vocabulary, length).astype(np.int32),
-                logprobs=np.full(length, -np.log(vocabulary), dtype=np.float32),
-                spans=(Span(start=0, end=length, sampled=True, version=0),),
-                stop=Stop.LENGTH,
-            )
-            for sample, length in enumerate(size.lengths)
-        )
-        made.append(Group(rollouts=rollouts, greedy=None, prompt_text=""))
-    return tuple(made)
 
+    def tokens(length: int) -> np.ndarray:
+        return random.integers(FIRST_TOKEN, vocabulary, length)
 
-def rows_of(groups: tuple[Group, ...]) -> tuple[Row, ...]:
-    """All responses, with rewards by chance."""
-    random = np.random.default_rng(SEED)
     return tuple(
-        Row(
-            draw=group.draw,
-            sample=rollout.sample,
-            reward=float(random.normal()),
-            prompt_tokens=sum(own.action_tokens() for own in group.rollouts),
+        group_of(
+            tokens(size.prompt_tokens).tolist(),
+            [tokens(length) for length in size.lengths],
+            draw=draw,
+            logprob=-math.log(vocabulary),
         )
-        for group in groups
-        for rollout in group.rollouts
+        for draw in range(groups)
     )
 
 
@@ -155,23 +130,13 @@ def model_flops(sizes: ModelSizes, batch: Batch) -> float:
     """
     families = families_of(batch)
     of_responses = sum(sum(family.response_tokens) for family in families)
+    pairs = sum(seen_pairs(family.prompt_tokens, family.response_tokens) for family in families)
     attention = sizes.heads * sizes.head_dimension
     by_matrices = layer_parameters(sizes) * tokens_of(batch) + sizes.vocabulary * sizes.hidden * of_responses
-    return 6.0 * by_matrices + 12.0 * sizes.layers * attention * sum(map(pairs_of, families))
+    return 6.0 * by_matrices + 12.0 * sizes.layers * attention * pairs
 
 
 def layer_parameters(sizes: ModelSizes) -> int:
     """Those that tokens are multiplied with, of all layers."""
     attention = 2 * sizes.heads * sizes.head_dimension + 2 * sizes.key_value_heads * sizes.head_dimension
     return sizes.layers * sizes.hidden * (attention + 3 * sizes.intermediate)
-
-
-def pairs_of(family: Family) -> int:
-    """Of a token and one that it sees (itself, too).
-
-    >>> pairs_of(Family(rows=(0, 1), prompt_tokens=2, response_tokens=(1, 2)))
-    13
-    """
-    prompt = family.prompt_tokens
-    own = sum(prompt * tokens + tokens * (tokens + 1) // 2 for tokens in family.response_tokens)
-    return prompt * (prompt + 1) // 2 + own

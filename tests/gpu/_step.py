@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from engine.algorithms.grpo import GRPO
+from tests.bench._made_up import rows_of
 from tests.gpu._device import wait
 from tests.gpu._models import (
     QWEN2,
@@ -32,7 +33,6 @@ from tests.gpu._models import (
     config_of,
     groups_of,
     model_flops,
-    rows_of,
     tokens_of,
 )
 from workers.config import Device, ModelConfig, Precision, TrainConfig, TuningConfig, Weights

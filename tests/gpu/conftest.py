@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from tests.gpu._device import CPU, CUDA
+from tests.one_thread import one_thread  # noqa: F401  a fixture
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -21,12 +20,3 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def gpu(request: pytest.FixtureRequest) -> torch.device:
     """For tests that are marked `gpu` as a whole."""
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads of so small a model only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

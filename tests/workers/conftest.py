@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import tiny
-import torch
 from trainers import TrainerProcesses
+
+from tests.one_thread import one_thread  # noqa: F401  a fixture
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +24,3 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Tr
     yield trainers
     for trainer in trainers.values():
         trainer.close()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads of so small a model only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

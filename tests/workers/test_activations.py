@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from workers.activations import keep_within, kept_bytes, layer_bytes_per_token
+from tests.saved_tensors import saved_bytes
+from workers.activations import LayersOfPass, keep_within, layer_bytes_per_token
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KEY_HEADS, HEAD_SIZE = 6, 64, 256, 4, 2, 16
 ROWS, LENGTH = 2, 64
@@ -36,23 +37,6 @@ def learned(one: PreTrainedModel) -> list[torch.Tensor]:
     return [parameter.grad for parameter in one.parameters()]
 
 
-def kept(one: PreTrainedModel) -> int:
-    """Bytes that autograd holds when the body's forward pass has ended, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in one.parameters()}
-    seen: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        said = one.base_model(input_ids=torch.zeros(ROWS, LENGTH, dtype=torch.long), use_cache=False)
-    assert said.last_hidden_state.requires_grad
-    return sum(storage.nbytes() for storage in seen.values())
-
-
 def test_what_a_layer_keeps_is_the_sum_of_its_parts() -> None:
     told = layer_bytes_per_token(hidden=64, queries=64, keys=32, intermediate=256, number_bytes=4)
     assert told == LAYER_BYTES
@@ -66,17 +50,17 @@ def test_no_more_layers_are_computed_again_than_the_budget_asks_for(again: int) 
 
 def test_a_budget_below_one_layer_computes_all_of_them_again() -> None:
     assert keep_within(model(), budget_gib=1e-9, tokens=TOKENS) == LAYERS
-    least = kept_bytes(layers=LAYERS, again=LAYERS, tokens=1, layer_bytes=LAYER_BYTES, input_bytes=INPUT_BYTES)
-    assert least == LAYERS * INPUT_BYTES + LAYER_BYTES, "one of them at a time, whole"
+    one = LayersOfPass(layers=LAYERS, tokens=1, layer_bytes=LAYER_BYTES, input_bytes=INPUT_BYTES)
+    assert one.kept_bytes(again=LAYERS) == LAYERS * INPUT_BYTES + LAYER_BYTES, "one of them at a time, whole"
 
 
 def test_autograd_keeps_what_the_budget_allows_within_a_quarter() -> None:
-    of_ends = kept(model()) - LAYERS * TOKENS * LAYER_BYTES
+    of_ends = saved_bytes(model(), shape=(ROWS, LENGTH)) - LAYERS * TOKENS * LAYER_BYTES
     for again in (0, 2, 4):
         one = model()
         keep_within(one, budget_gib=1.0001 * gib_for(again), tokens=TOKENS)
         # What the embedding and the last norm keep is none of the layers'.
-        assert kept(one) - of_ends == pytest.approx(gib_for(again) * 2**30, rel=0.25)
+        assert saved_bytes(one, shape=(ROWS, LENGTH)) - of_ends == pytest.approx(gib_for(again) * 2**30, rel=0.25)
     assert abs(of_ends) < 0.25 * LAYERS * TOKENS * LAYER_BYTES
 
 

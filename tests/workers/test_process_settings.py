@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from engine.config import load_config
+from workers.group import RewardGroup
 from workers.process_settings import KEEP_FREED_MEMORY, process_settings, take_turns
 
-AWAKE, ASLEEP = ("GOMP_SPINCOUNT", "20000"), ("OMP_WAIT_POLICY", "PASSIVE")
+AWAKE = {"GOMP_SPINCOUNT": "20000"}
+ASLEEP = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def waiting(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name in ASLEEP}
 
 
 @pytest.mark.parametrize(
@@ -18,8 +26,7 @@ AWAKE, ASLEEP = ("GOMP_SPINCOUNT", "20000"), ("OMP_WAIT_POLICY", "PASSIVE")
 def test_models_that_wait_for_each_other_take_turns(overrides: list[str]) -> None:
     team = load_config(overrides).team()
     assert take_turns(team)
-    settings = process_settings(team, {})
-    assert AWAKE in settings.items() and ASLEEP[0] not in settings
+    assert waiting(process_settings(team, {})) == AWAKE
 
 
 @pytest.mark.parametrize(
@@ -28,8 +35,7 @@ def test_models_that_wait_for_each_other_take_turns(overrides: list[str]) -> Non
 def test_models_that_work_side_by_side_sleep_while_they_wait(overrides: list[str]) -> None:
     team = load_config(overrides).team()
     assert not take_turns(team)
-    settings = process_settings(team, {})
-    assert ASLEEP in settings.items() and AWAKE[0] not in settings
+    assert waiting(process_settings(team, {})) == ASLEEP
 
 
 def test_a_model_that_judges_works_while_others_decode() -> None:
@@ -40,13 +46,16 @@ def test_a_model_that_judges_works_while_others_decode() -> None:
     assert not take_turns(team)
 
 
-@pytest.mark.parametrize("said", [ASLEEP, ("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "ACTIVE")])
-def test_what_the_users_environment_says_of_waiting_stands(said: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "said", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}]
+)
+def test_what_the_users_environment_says_of_waiting_stands(said: dict[str, str]) -> None:
     for overrides in ([], ["train.ranks=2"]):
-        settings = process_settings(load_config(overrides).team(), dict([said]))
-        assert {name: settings[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in settings} == dict(
-            [said]
-        )
+        assert waiting(process_settings(load_config(overrides).team(), said)) == said
+
+
+def test_reward_functions_sleep_whatever_the_others_do() -> None:
+    assert waiting(RewardGroup.own_environment) == ASLEEP
 
 
 def test_freed_memory_is_kept_on_a_cpu_alone() -> None:

@@ -8,7 +8,7 @@ tokens of the vocabulary, `B` responses of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.algorithms.dapo import DAPO
 from engine.algorithms.grpo import GRPO
+from tests.one_thread import one_thread  # noqa: F401  a fixture
 
 UPDATES, EPOCHS, GROUP = 4, 2, 8
 """Each step samples one group of every state for each of its updates, and makes all its updates in each epoch."""
@@ -66,15 +67,6 @@ class Learned:
     """How likely each token was when it was sampled that the ceiling stopped, once for each update that it missed."""
     praised: Tensor
     """The same of every token with an advantage above 0, stopped or not."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads of so small a table only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache
