@@ -14,7 +14,7 @@ from engine.model_checks import check_model, models_of
 from engine.reward_checks import check_judge, check_judge_model, check_reward, check_reward_model
 from engine.rows_checks import check_rows
 from engine.tuning_checks import check_earlier_adapters, check_tuning
-from workers.config import Precision, Weights
+from workers.config import OldLogprobs, Precision, Weights
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -62,6 +62,7 @@ FROM_ZERO = (
     "critic.learning_rate",
     "critic.warmup_updates",
     "cluster.threads_per_worker",
+    "rollout.max_staleness",
     "reward.memory_gib",
     "evaluation.prompts",
     "evaluation.every_steps",
@@ -115,6 +116,7 @@ def _check_settings(config: Config) -> None:
     if config.algo.online:
         _check_reference(config)
         _check_rollouts(config)
+        _check_overlap(config)
         _check_batch(config)
 
 
@@ -232,12 +234,6 @@ def _check_rollouts(config: Config) -> None:
             keys=("rollout.temperature",),
             advice="Set a temperature above 0, such as 1.",
         )
-    if rollout.max_staleness != 0:
-        raise ConfigError(
-            f"rollout.max_staleness is {rollout.max_staleness}, and only 0 is supported.",
-            keys=("rollout.max_staleness",),
-            advice="Set rollout.max_staleness=0: each step learns from rollouts of the newest weights.",
-        )
     if rollout.max_response_tokens >= config.model.context_length:
         raise ConfigError(
             f"rollout.max_response_tokens ({rollout.max_response_tokens}) leaves no room for a prompt in "
@@ -247,6 +243,43 @@ def _check_rollouts(config: Config) -> None:
         )
     check_reward(config)
     check_judge(config)
+
+
+def _check_overlap(config: Config) -> None:
+    """What rollouts of older weights need, and what cannot be had beside them."""
+    rollout, staleness = config.rollout, config.rollout.max_staleness
+    if not (math.isfinite(rollout.oversampling) and rollout.oversampling >= 1):
+        raise ConfigError(
+            f"rollout.oversampling is {rollout.oversampling}: a step asks for at least what it learns from.",
+            keys=("rollout.oversampling",),
+            advice="Set 1 (nothing is cut off) or more, such as 1.25.",
+        )
+    if rollout.oversampling > 1 and staleness:
+        raise ConfigError(
+            f"rollout.oversampling is {rollout.oversampling} and rollout.max_staleness is {staleness}: a late group "
+            "goes on beside the next step, and nothing is cut off.",
+            keys=("rollout.oversampling", "rollout.max_staleness"),
+            advice="Set one of them: rollout.max_staleness=0, or rollout.oversampling=1.",
+        )
+    if staleness and config.team().shares_devices:
+        raise ConfigError(
+            f"rollout.max_staleness is {staleness}, and trainer and rollout engine share GPUs: they take turns, so "
+            "nothing is decoded while the trainer learns.",
+            keys=(
+                "rollout.max_staleness",
+                "cluster.device",
+                "cluster.gpus_per_trainer",
+                "cluster.gpus_per_engine",
+            ),
+            advice="Give both sides whole GPUs, or set rollout.max_staleness=0.",
+        )
+    if staleness and not config.algo.corrects and config.train.old_logprobs is not OldLogprobs.ROLLOUT:
+        raise ConfigError(
+            f"rollout.max_staleness is {staleness}, and nothing corrects for what older weights sampled: "
+            "algo.correction.weight is none.",
+            keys=("rollout.max_staleness", "algo.correction.weight", "train.old_logprobs"),
+            advice="Set algo.correction.weight=token_tis, or train.old_logprobs=rollout, whose ratio spans both.",
+        )
 
 
 def _check_batch(config: Config) -> None:

@@ -28,7 +28,10 @@ from workers.team import Workers
 def train_online(
     config: Config, task: OnlineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
 ) -> None:
-    """Learn from what the policy samples. Weight version n is the policy after n steps."""
+    """Learn from what the policy samples. Weight version n is the policy after n steps.
+
+    With `rollout.max_staleness` above 0 the engines decode the next steps' groups while the trainers learn.
+    """
     algorithm, run, state = config.algo, config.run, start.algorithm
     if start.folder is not None:
         _load(start.folder, config, workers)
@@ -40,7 +43,7 @@ def train_online(
         algorithm=algorithm,
         seed=run.seed,
         next_draw=start.next_draw,
-        first_version=start.step,
+        steps=run.steps,
         list_failures=FailureList(config.run_folder / "failures.jsonl", after_step=start.step).add,
     )
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)

@@ -44,14 +44,29 @@ def of_rollouts(taken: Taken) -> Metrics:
         "response/repetition": float(np.mean(np.concatenate([s.repetition_G for s in summaries]))),
         "response/repeated_across_prompts": repeated_across_prompts(summaries),
         "tokens": float(lengths.sum() + prompt_tokens),
+        **staleness(summaries, version=taken.version),
         "groups/drawn": float(taken.drawn),
         "groups/carried": float(taken.carried),
         "groups/kept": float(len(taken.groups)),
+        "groups/cut_off_tokens": float(taken.cut_tokens),
         **{f"dropped_groups/{reason}": float(count) for reason, count in taken.dropped.items()},
         **{
             f"reward_failures/{kind}": float(count)
             for kind, count in sorted(Counter(failure.kind.value for failure in taken.failures).items())
         },
+    }
+
+
+def staleness(summaries: Sequence[GroupSummary], *, version: int) -> Metrics:
+    """By how many versions the weights that sampled are behind the policy that learns, over tokens; and the share of
+    groups that several versions wrote."""
+    tokens: Counter[int] = Counter()
+    for summary in summaries:
+        tokens.update(summary.tokens_by_version)
+    return {
+        "staleness/mean": sum((version - own) * count for own, count in tokens.items()) / tokens.total(),
+        "staleness/max": float(version - min(tokens)),
+        "staleness/mixed_share": float(np.mean([len(summary.tokens_by_version) > 1 for summary in summaries])),
     }
 
 

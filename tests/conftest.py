@@ -138,6 +138,6 @@ def _serve(kind: EngineKind, folder: Path) -> Iterator[Served]:
         engines.append(engine_class(kind)(ModelConfig(path=str(folder)), ROLLOUT, CLUSTER, seed=0))
         return engines[0]
 
-    worker = RolloutWorker(make_engine)
+    worker = RolloutWorker(make_engine, max_running=ROLLOUT.max_running)
     yield Served(worker=worker, engine=engines[0], folder=folder)
     worker.close()

@@ -78,7 +78,9 @@ def test_the_export_answers_in_vllm_and_in_transformers_as_it_did_in_the_run(def
     prompts = prepare_online(load_config([])).held_out[:200]
     greedy = Sampling(temperature=0.0, max_tokens=8)
     rollout = RolloutConfig(kv_cache_gib=0.0625, max_running=64)
-    worker = RolloutWorker(lambda: VLLMEngine(ModelConfig(path=export), rollout, ClusterConfig(), seed=0))
+    worker = RolloutWorker(
+        lambda: VLLMEngine(ModelConfig(path=export), rollout, ClusterConfig(), seed=0), max_running=rollout.max_running
+    )
     asked = [
         worker.generate(
             GroupRequest(prompt=prompt, draw=draw, num_samples=1, seed=0, sampling=greedy, with_greedy=False)

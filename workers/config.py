@@ -31,6 +31,16 @@ class Weights(Enum):
     """Initialised by the architecture's own rule, from the run's seed."""
 
 
+class WeightSwap(Enum):
+    """How a rollout engine goes over to new weights while it decodes. No token is lost either way, and each keeps the
+    log-prob that it was sampled with."""
+
+    IN_FLIGHT = "in_flight"
+    """Between two decoding steps. Earlier keys and values stay, as the old weights made them."""
+    ABORT_AND_RESUME = "abort_and_resume"
+    """Running responses are stopped, and go on when the new weights have read all of their tokens again."""
+
+
 class EngineKind(Enum):
     """The two rollout engines behind one interface."""
 
@@ -236,7 +246,13 @@ class RolloutConfig:
     top_k: int = 0
     """Only 0 (off), for the same reason."""
     max_staleness: int = 0
-    """Only 0: each step learns from rollouts of the newest weights."""
+    """Versions by which a response's oldest token may be behind the policy that learns from it. Above 0 the engines go
+    on decoding while the trainers learn, as many batches ahead; 0 learns from rollouts of the newest weights only."""
+    weight_swap: WeightSwap = WeightSwap.IN_FLIGHT
+    """With max_staleness above 0: what half-written responses do when new weights come."""
+    oversampling: float = 1.0
+    """With max_staleness=0: groups asked for, as a multiple of those that a step learns from. Above 1 the last ones
+    are cut off when enough are ready: steps are shorter, and long responses are learned from less often."""
     max_running: int = 256
     """Most responses that one engine decodes together."""
     kv_cache_gib: float = 0.5

@@ -120,6 +120,14 @@ class WorkerGroup:
         except RayTaskError as error:
             raise roster.raised(error, refs, role=self.role, verb=verb) from None
 
+    def wait_for_one(self, refs: Sequence[ObjectRef], *, verb: str) -> int:
+        """Which of the answers is there first. Raises WorkerTimeout."""
+        limit_s = self._hosting.call_timeout_s
+        ready, late = ray.wait(list(refs), num_returns=1, timeout=limit_s, fetch_local=False)
+        if not ready:
+            raise self._hosting.roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
+        return list(refs).index(ready[0])
+
     def wait_there(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
         """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
         limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
@@ -272,6 +280,10 @@ class RolloutGroup(WorkerGroup):
     def generate(self, request: GroupRequest) -> ObjectRef:
         """A reference to the group's rollouts."""
         return self._actors[request.draw % len(self)].generate.remote(request)
+
+    def cut_off(self, draws: Sequence[int]) -> int:
+        """Nobody waits for these groups any more. Returns the tokens that were written of them."""
+        return sum(self.wait([actor.cut_off.remote(draws) for actor in self._actors], verb="cut groups off"))
 
     def load_weights(self, manifest: WeightManifest) -> list[WeightReceipt]:
         return self.wait([actor.load_weights.remote(manifest) for actor in self._actors], verb="load weights")

@@ -58,6 +58,11 @@ class HFEngine:
     def is_busy(self) -> bool:
         return bool(self._waiting)
 
+    def abort(self, request_id: str) -> int:
+        """Nothing is written of what waits."""
+        self._waiting = [request for request in self._waiting if request.id != request_id]
+        return 0
+
     @torch.inference_mode()
     def step(self) -> Sequence[tuple[str, Completion]]:
         """Decode what waits, as one batch, to its end."""

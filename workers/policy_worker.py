@@ -185,8 +185,7 @@ class PolicyWorker(StudentWorker):
         if self._train.old_logprobs is OldLogprobs.ROLLOUT:
             updates = updates[:1]
         rows = sum(len(update.rows) for update in updates)
-        fresh_BT = batch.mask_BT[:rows] & (batch.version_BT[:rows] == self._version)
-        return int(self._all_reduce(fresh_BT.sum()))
+        return int(self._all_reduce(batch.sampled_by_BT(self._version)[:rows].sum()))
 
     def _compare(self, policy: TokenLogprobs, past: Experience, batch: Batch, step: Pass, tally: Tally) -> None:
         """Figures behind the invariants, once for each row that the start-of-step policy can still be asked about."""

@@ -31,12 +31,13 @@ def process_settings(team: TeamConfig, own: Mapping[str, str] = os.environ) -> d
 
 def take_turns(team: TeamConfig) -> bool:
     """Whether no two models ever calculate at the same time: one engine, one trainer and its reference wait for each
-    other; ranks, engines, policy and critic work side by side, and models that judge do while others decode.
+    other, unless the engine runs ahead; ranks, engines, policy and critic work side by side, and models that judge do
+    while others decode.
 
     Reward functions work beside a decoding engine, too: their own threads sleep (`RewardGroup`). Threads that fall
     asleep between the many small operations of a decoding step take a third longer; threads that stay awake on cores
     that others need take most of the others' time.
     """
     judged_by_models = bool(team.reward.model or team.reward.judge.model)
-    several_generate = team.rollout_workers and (team.rollout.engines > 1 or judged_by_models)
-    return team.train.ranks == 1 and not team.has_critic and not several_generate
+    beside_the_engine = team.rollout.engines > 1 or team.rollout.max_staleness > 0 or judged_by_models
+    return team.train.ranks == 1 and not team.has_critic and not (team.rollout_workers and beside_the_engine)

@@ -178,9 +178,6 @@ class Rollout:
             versions[span.start : span.end] = span.version
         return versions
 
-    def oldest_version(self) -> int:
-        return min(span.version for span in self.spans)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -245,7 +242,7 @@ class Group:
             prompt_length=len(self.prompt.token_ids),
             truncated_G=np.array([rollout.stop is Stop.LENGTH for rollout in self.rollouts]),
             greedy=greedy,
-            version=min(rollout.oldest_version() for rollout in self.rollouts),
+            tokens_by_version=_tokens_by_version(self.rollouts),
             judging_s=judging_s,
             repetition_G=np.array([repetition(rollout.token_ids) for rollout in self.rollouts], dtype=np.float64),
             digest_G=np.array([digest(rollout.text) for rollout in self.rollouts], dtype=np.int64),
@@ -315,8 +312,9 @@ class GroupSummary:
 
     Example:
         GroupSummary(draw=7, prompt_id="arithmetic-1234", judgements=(Score(...), Failure(...)), length_G=[3, 3],
-                     action_tokens_G=[3, 3], prompt_length=9, truncated_G=[False, False], greedy=None, version=2,
-                     judging_s=0.002, repetition_G=[0.0, 0.0], digest_G=[-81, 4096], answer_digest=-81)
+                     action_tokens_G=[3, 3], prompt_length=9, truncated_G=[False, False], greedy=None,
+                     tokens_by_version={2: 6}, judging_s=0.002, repetition_G=[0.0, 0.0], digest_G=[-81, 4096],
+                     answer_digest=-81)
     """
 
     draw: int
@@ -331,8 +329,8 @@ class GroupSummary:
     truncated_G: np.ndarray
     greedy: GreedyOutcome | None
     """None where the algorithm did not ask for one."""
-    version: int
-    """The oldest weights that sampled any of its tokens."""
+    tokens_by_version: Mapping[int, int]
+    """How many of the siblings' tokens each version of the weights sampled."""
     judging_s: float
     """That the reward took for all of them."""
     repetition_G: np.ndarray
@@ -353,12 +351,23 @@ class GroupSummary:
         names = sorted({name for score in scores for name in score.parts})
         return {name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names}
 
+    @property
+    def oldest_version(self) -> int:
+        return min(self.tokens_by_version)
+
     def failures(self) -> dict[int, Failure]:
         """By the number of their sample; the greedy response's comes after the siblings'."""
         return {sample: said for sample, said in enumerate(self.judgements) if isinstance(said, Failure)}
 
     def _of_siblings(self) -> tuple[Judgement, ...]:
         return self.judgements[: len(self.length_G)]
+
+
+def _tokens_by_version(rollouts: Sequence[Rollout]) -> dict[int, int]:
+    tokens: dict[int, int] = {}
+    for span in (span for rollout in rollouts for span in rollout.spans if span.sampled):
+        tokens[span.version] = tokens.get(span.version, 0) + span.end - span.start
+    return tokens
 
 
 def _total(judgement: Judgement) -> float:
@@ -443,6 +452,12 @@ class Batch:
 
     def lengths(self) -> tuple[int, ...]:
         return tuple(len(tokens) for tokens in self.context)
+
+    def sampled_by_BT(self, version: int) -> Tensor:
+        """[B, T] bool: tokens on which a trainer with these weights and the rollout engine must agree. Those of
+        responses that older weights began are not among them: keys and values may still be of those."""
+        mask_BT, own_BT = self.mask_BT, self.version_BT == version
+        return mask_BT & (own_BT | ~mask_BT).all(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

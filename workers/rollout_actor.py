@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.records import Group, GroupRequest, WeightManifest, WeightReceipt
@@ -28,10 +28,15 @@ class RolloutActor:
         self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, seed: int, adapter_rank: int
     ) -> None:
         make = engine_class(rollout.engine)
-        self._worker = RolloutWorker(lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank))
+        self._worker = RolloutWorker(
+            lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank), max_running=rollout.max_running
+        )
 
     async def generate(self, request: GroupRequest) -> Group:
         return await asyncio.wrap_future(self._worker.generate(request))
+
+    async def cut_off(self, draws: Sequence[int]) -> int:
+        return await asyncio.wrap_future(self._worker.cut_off(draws))
 
     async def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
         return await asyncio.wrap_future(self._worker.load_weights(manifest))

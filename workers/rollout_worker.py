@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Never, Protocol, TypeVar
@@ -48,6 +49,9 @@ class RolloutEngine(Protocol):
 
     def is_busy(self) -> bool: ...
 
+    def abort(self, request_id: str) -> int:
+        """Forget a request that has not finished. Returns the tokens that were written of it."""
+
     def load_weights(self, manifest: WeightManifest) -> WeightReceipt:
         """Serve these weights from the next step on. Raises WeightSyncError when they did not arrive as sent."""
 
@@ -59,6 +63,10 @@ class RolloutEngine(Protocol):
 
     def decode(self, token_ids: Sequence[int] | np.ndarray, *, show_special: bool) -> str:
         """The text of tokens, special ones left out or shown."""
+
+
+class CutOff(Exception):
+    """The group was not waited for."""
 
 
 @dataclass(slots=True)
@@ -83,10 +91,17 @@ class _BrokenEngine:
 class RolloutWorker:
     """Serves one engine. A plain class: it needs Ray only to live in a process of its own."""
 
-    def __init__(self, make_engine: Callable[[], RolloutEngine]) -> None:
-        """`make_engine` runs in the worker's thread. Raises what it raises."""
+    def __init__(self, make_engine: Callable[[], RolloutEngine], *, max_running: int) -> None:
+        """`make_engine` runs in the worker's thread. Raises what it raises.
+
+        The engine is handed `max_running` requests and the next one when one of them has ended, so each begins under
+        the weights that the engine then serves.
+        """
         self._commands: queue.SimpleQueue[Callable[[RolloutEngine], None] | None] = queue.SimpleQueue()
-        self._pending: dict[str, tuple[_PendingGroup, int]] = {}
+        self._max_running = max_running
+        self._waiting: deque[tuple[_PendingGroup, int]] = deque()
+        """Groups with the samples that the engine was not handed yet."""
+        self._running: dict[str, tuple[_PendingGroup, int]] = {}
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=(make_engine, started), daemon=True, name="rollout")
         self._thread.start()
@@ -96,15 +111,18 @@ class RolloutWorker:
         """All responses of a group, in sample order, when the last of them has ended."""
         group = _PendingGroup(request=request, future=Future())
 
-        def add(engine: RolloutEngine) -> None:
-            try:
-                for sample in range(_responses(request)):
-                    self._add(engine, group, sample)
-            except Exception as error:  # handed to whoever waits for the group, in another thread
-                group.future.set_exception(error)
-
-        self._commands.put(add)
+        self._commands.put(lambda engine: self._waiting.extend((group, n) for n in range(_responses(request))))
         return group.future
+
+    def cut_off(self, draws: Collection[int]) -> Future[int]:
+        """Stop working on the groups of these draws: their futures raise CutOff. Returns the tokens that were written
+        of them; of those that are ready already, none."""
+
+        def cut(engine: RolloutEngine) -> int:
+            late = [group for group in self._unfinished() if group.request.draw in draws]
+            return self._abandon(engine, late, CutOff("the group was cut off"))
+
+        return self._between_steps(cut)
 
     def load_weights(self, manifest: WeightManifest) -> Future[WeightReceipt]:
         return self._between_steps(lambda engine: engine.load_weights(manifest))
@@ -131,6 +149,15 @@ class RolloutWorker:
         self._commands.put(run)
         return future
 
+    def _fill(self, engine: RolloutEngine) -> None:
+        """Hand over what waits, as far as there are slots."""
+        while self._waiting and len(self._running) < self._max_running:
+            group, sample = self._waiting.popleft()
+            try:
+                self._add(engine, group, sample)
+            except Exception as error:  # handed to whoever waits for the group, in another thread
+                self._abandon(engine, [group], error)
+
     def _add(self, engine: RolloutEngine, group: _PendingGroup, sample: int) -> None:
         request = group.request
         key = f"{request.draw}/{sample}/{id(group)}"
@@ -142,7 +169,7 @@ class RolloutWorker:
                 sampling=request.sampling if sample < request.num_samples else _greedy(request.sampling),
             )
         )
-        self._pending[key] = (group, sample)
+        self._running[key] = (group, sample)
 
     def _serve(self, make_engine: Callable[[], RolloutEngine], started: Future[None]) -> None:
         try:
@@ -157,21 +184,23 @@ class RolloutWorker:
             self._fail_all(error)
             while (command := self._commands.get()) is not None:
                 command(_BrokenEngine(error))
+                self._fail_all(error)
 
     def _work(self, engine: RolloutEngine) -> None:
         """Commands, a step, what it finished; until the worker is closed."""
         while True:
             # An idle engine waits for a command; a busy one only takes what is already there.
-            while not (self._commands.empty() and engine.is_busy()):
+            while not (self._commands.empty() and (self._waiting or engine.is_busy())):
                 command = self._commands.get()
                 if command is None:
                     return
                 command(engine)
+            self._fill(engine)
             for key, completion in engine.step():
                 self._finish(engine, key, completion)
 
     def _finish(self, engine: RolloutEngine, key: str, completion: Completion) -> None:
-        group, sample = self._pending[key]
+        group, sample = self._running.pop(key)
         request = group.request
         group.rollouts[sample] = Rollout(
             prompt=request.prompt,
@@ -183,18 +212,33 @@ class RolloutWorker:
             spans=completion.spans,
             stop=completion.stop,
         )
-        del self._pending[key]
         if len(group.rollouts) == _responses(request):
             siblings = tuple(group.rollouts[sample] for sample in range(request.num_samples))
             greedy = group.rollouts.get(request.num_samples)
             prompt_text = engine.decode(request.prompt.token_ids, show_special=True)
             group.future.set_result(Group(rollouts=siblings, greedy=greedy, prompt_text=prompt_text))
 
+    def _unfinished(self) -> list[_PendingGroup]:
+        return list({id(group): group for group, _ in (*self._running.values(), *self._waiting)}.values())
+
+    def _abandon(self, engine: RolloutEngine, groups: Sequence[_PendingGroup], error: Exception) -> int:
+        """Work on these groups no longer, and tell whoever waits for them. Returns the tokens written of them."""
+        gone = {id(group) for group in groups}
+        keys = [key for key, (group, _) in self._running.items() if id(group) in gone]
+        ended = [rollout for group in groups for rollout in group.rollouts.values()]
+        num_tokens = sum(len(rollout.token_ids) for rollout in ended) + sum(engine.abort(key) for key in keys)
+        for key in keys:
+            del self._running[key]
+        self._waiting = deque(own for own in self._waiting if id(own[0]) not in gone)
+        for group in groups:
+            group.future.set_exception(error)
+        return num_tokens
+
     def _fail_all(self, error: Exception) -> None:
-        for group, _ in self._pending.values():
-            if not group.future.done():
-                group.future.set_exception(error)
-        self._pending.clear()
+        for group in self._unfinished():
+            group.future.set_exception(error)
+        self._running.clear()
+        self._waiting.clear()
 
 
 def _responses(request: GroupRequest) -> int:

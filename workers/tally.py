@@ -48,11 +48,10 @@ class Tally:
     def add_mismatch(self, trainer_BT: Tensor, batch: Batch, *, version: int) -> None:
         """How far the trainer's log-probs of the sampled tokens lie from the rollout engine's.
 
-        Of tokens sampled by the weights `version` alone: older ones lie apart for another reason.
+        Of responses sampled by the weights `version` alone: older ones lie apart for another reason.
         `k3` estimates KL(rollout || trainer) from the rollout's own samples (http://joschu.net/blog/kl-approx.html).
         """
-        fresh_BT = batch.mask_BT & (batch.version_BT == version)
-        gap_N = (trainer_BT.detach() - batch.rollout_logprobs_BT)[fresh_BT].double()
+        gap_N = (trainer_BT.detach() - batch.rollout_logprobs_BT)[batch.sampled_by_BT(version)].double()
         self._contributions["logprob_gap_mean"] += float(gap_N.abs().sum()) / self._num_compared
         self._contributions["logprob_gap_k3"] += float((gap_N.exp() - gap_N - 1.0).sum()) / self._num_compared
         if len(gap_N):

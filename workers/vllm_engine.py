@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers.config import ClusterConfig, Device, ModelConfig, RolloutConfig
+from workers.config import ClusterConfig, Device, ModelConfig, RolloutConfig, WeightSwap
 from workers.records import Completion, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import CompletionRequest
 from workers.tokenizer import end_token_ids, load_tokenizer
@@ -45,11 +45,12 @@ class VLLMEngine:
         # vLLM reads its environment when it is imported, and takes seconds to import.
         from vllm import EngineArgs, LLMEngine, SamplingParams
         from vllm.config import WeightTransferConfig
+        from vllm.sampling_params import RequestOutputKind
 
         from workers import vllm_weight_transfer
 
         vllm_weight_transfer.register()
-        self._sampling_params = SamplingParams
+        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._tokenizer = load_tokenizer(model.path)
         self._end_token_ids = list(end_token_ids(model.path, self._tokenizer))
         device_settings = (
@@ -84,11 +85,15 @@ class VLLMEngine:
         self._engine.set_weight_version(str(INITIAL_VERSION))
         self._served_checksum = vllm_weight_transfer.served_checksum
         self._adapter: LoRARequest | None = None
+        self._keeps_cache = rollout.max_staleness > 0 and rollout.weight_swap is WeightSwap.IN_FLIGHT
+        self._version = INITIAL_VERSION
 
     def add(self, request: CompletionRequest) -> None:
+        # Keys and values of one version serve no request of another.
+        salt = {"cache_salt": f"version {self._version}"} if self._keeps_cache else {}
         self._engine.add_request(
             request.id,
-            {"prompt_token_ids": list(request.token_ids)},
+            {"prompt_token_ids": list(request.token_ids), **salt},
             self._sampling_params(
                 n=1,
                 temperature=request.sampling.temperature,
@@ -96,6 +101,9 @@ class VLLMEngine:
                 seed=request.seed,
                 stop_token_ids=self._end_token_ids,
                 logprobs=0,
+                # The cheapest form: one output a request, when it has ended, and no record for each token.
+                flat_logprobs=True,
+                output_kind=self._final_only,
                 detokenize=False,
             ),
             lora_request=self._adapter,
@@ -105,6 +113,13 @@ class VLLMEngine:
         return [
             (output.request_id, _completion(output.outputs[0])) for output in self._engine.step() if output.finished
         ]
+
+    def abort(self, request_id: str) -> int:
+        processor = self._engine.output_processor
+        [own] = processor.external_req_ids[request_id]
+        num_tokens = processor.request_states[own].detokenizer.num_output_tokens()
+        self._engine.abort_request([request_id])
+        return num_tokens
 
     def is_busy(self) -> bool:
         return self._engine.has_unfinished_requests()
@@ -119,8 +134,10 @@ class VLLMEngine:
         if manifest.adapter:
             checksum = self._load_adapter(manifest)
         self._engine.set_weight_version(str(manifest.version))
-        # Keys and values of the old weights must not serve a request of the new ones; running requests are recomputed.
-        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._version = manifest.version
+        if not self._keeps_cache:
+            # Running requests give up their keys and values, and read their tokens again under the new weights.
+            self._engine.reset_prefix_cache(reset_running_requests=True)
         return WeightReceipt(
             version=int(self._engine.engine_core.get_weight_version()),
             checksum=checksum,
@@ -153,10 +170,11 @@ class VLLMEngine:
 def _completion(output: object) -> Completion:
     """vLLM's output as a record: the sampled token's log-prob, and which weights sampled which tokens."""
     token_ids = np.array(output.token_ids, dtype=np.int32)
-    chosen = [options[token] for token, options in zip(output.token_ids, output.logprobs, strict=True)]
+    # One entry a token: its own, as no other was asked for.
+    assert output.logprobs.token_ids == output.token_ids
     return Completion(
         token_ids=token_ids,
-        logprobs=np.array([option.logprob for option in chosen], dtype=np.float32),
+        logprobs=np.array(output.logprobs.logprobs, dtype=np.float32),
         spans=tuple(
             Span(start=span.start, end=span.end, sampled=True, version=int(span.version))
             for span in output.weight_versions

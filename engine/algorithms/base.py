@@ -98,6 +98,11 @@ class Algorithm(ABC):
         """Whether the divergence from the reference is taken off the reward."""
         return False
 
+    @property
+    def corrects(self) -> bool:
+        """Whether its loss weighs responses for having been sampled with other probabilities than the trainer's."""
+        return False
+
     def keep(self, summary: GroupSummary) -> str | None:
         """Why a group is not worth learning from, in a word or two for the metrics; None keeps it."""
         return self.dynamic_sampling.reason_to_drop(summary)

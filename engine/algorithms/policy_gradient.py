@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.algorithms.aggregation import Aggregation, aggregate, token_mean
 from engine.algorithms.base import Algorithm
 from engine.algorithms.clipping import Clip, TokenLoss, clipped_surrogate
-from engine.algorithms.correction import Correction
+from engine.algorithms.correction import Correction, ImportanceWeight
 from engine.algorithms.kl import KlEstimator, adapted_coefficient, kl_estimate
 from engine.algorithms.settings import InvalidSetting, at_least_zero
 from workers.records import AlgorithmState, Batch, Experience, Loss, ModelOutputs, Needs, TokenLogprobs, Totals
@@ -90,6 +90,10 @@ class PolicyGradient(Algorithm):
     @property
     def charges_reward(self) -> bool:
         return self.kl_coef > 0 and self.kl_in is KlIn.REWARD
+
+    @property
+    def corrects(self) -> bool:
+        return self.correction.weight is not ImportanceWeight.NONE
 
     @abstractmethod
     def token_loss(self, policy: TokenLogprobs, past: Experience) -> TokenLoss:

@@ -92,7 +92,16 @@ def measure(num_rollouts: int) -> Measured:
     ]
     # A reference is only carried along.
     taken_groups = tuple(TakenGroup(summary=summary, group=None) for summary in summaries)
-    taken = Taken(groups=taken_groups, dropped=Counter(), drawn=len(groups), carried=0, passed_over=(), failures=())
+    taken = Taken(
+        version=0,
+        groups=taken_groups,
+        dropped=Counter(),
+        drawn=len(groups),
+        carried=0,
+        cut_tokens=0,
+        passed_over=(),
+        failures=(),
+    )
     config, state = load_config([]), AlgorithmState(kl_coef=0.0)
 
     def dealt() -> object:

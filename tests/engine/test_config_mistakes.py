@@ -208,7 +208,10 @@ class _Closed:
         (["rollout.top_p=0.9"], "another distribution", "rollout.top_p=1"),
         (["rollout.top_k=50"], "another distribution", "rollout.top_k=0"),
         (["rollout.temperature=0"], "rollout.temperature is 0.0", "above 0"),
-        (["rollout.max_staleness=1"], "rollout.max_staleness is 1", "rollout.max_staleness=0"),
+        (["rollout.max_staleness=-1"], "rollout.max_staleness is -1", "0 or more"),
+        (["rollout.max_staleness=1", "algo.correction.weight=none"], "weight is none", "weight=token_tis"),
+        (["rollout.max_staleness=1", "rollout.oversampling=1.5"], "nothing is cut off", "rollout.max_staleness=0"),
+        (["rollout.oversampling=0.5"], "rollout.oversampling is 0.5", "such as 1.25"),
         (["train.updates_per_step=3"], "(32) cannot be split", "prompts_per_step=30"),
         (["algo=dapo", "train.updates_per_step=3"], "(32) cannot be split", "prompts_per_step=30"),
         (["rollout.responses_per_prompt=1"], "GRPO compares", "responses_per_prompt=8"),
@@ -260,6 +263,14 @@ def test_an_impossible_run_is_refused_with_what_to_set(typed: list[str], words: 
     assert advice in rest[-1]
     # Which algorithm is chosen is no mistake.
     assert all(override in rest[0] for override in typed if not override.endswith("=") and "algo=" not in override)
+
+
+def test_who_takes_turns_on_a_gpu_cannot_run_ahead() -> None:
+    shared = ["cluster.device=cuda", "cluster.gpus_per_trainer=0.5", "cluster.gpus_per_engine=0.5"]
+    problem, origin, advice = refusal("rollout.max_staleness=1", "train.zero_stage=1", *shared).splitlines()
+
+    assert "they take turns" in problem and "whole GPUs" in advice
+    assert all(override in origin for override in ["rollout.max_staleness=1", *shared])
 
 
 def test_questions_alone_cannot_be_imitated() -> None:

@@ -49,7 +49,7 @@ def taken(
     summary = GroupSummary(
         draw=draw, prompt_id=f"p{draw}", judgements=tuple(judgements), length_G=length_G,
         action_tokens_G=np.array(actions) if actions else length_G, prompt_length=5,
-        truncated_G=np.array(truncated or [False] * len(scores)), greedy=greedy, version=0,
+        truncated_G=np.array(truncated or [False] * len(scores)), greedy=greedy, tokens_by_version={0: 1},
         judging_s=0.0, repetition_G=np.zeros(len(scores)), digest_G=np.arange(len(scores)), answer_digest=0,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=f"group {draw}")

@@ -28,14 +28,15 @@ def group(
     lengths: list[int],
     parts: Mapping[str, float] | None = None,
     prompt_length: int = 5,
+    versions: Mapping[int, int] | None = None,
     **fields: object,
 ) -> TakenGroup:
     settings = {"truncated_G": np.zeros(len(scores), dtype=bool), "greedy": None, "judging_s": 0.5}
     settings |= {"repetition_G": np.zeros(len(scores)), "digest_G": np.arange(len(scores)), "answer_digest": 0}
     settings |= fields
     summary = GroupSummary(
-        draw=0, prompt_id="p", judgements=tuple(judged(score, parts or {}) for score in scores), version=0,
-        length_G=np.array(lengths),
+        draw=0, prompt_id="p", judgements=tuple(judged(score, parts or {}) for score in scores),
+        tokens_by_version=versions or {0: sum(lengths)}, length_G=np.array(lengths),
         action_tokens_G=np.array(lengths), prompt_length=prompt_length, **settings,
     )  # fmt: skip
     return TakenGroup(summary=summary, group=None)
@@ -47,10 +48,13 @@ def figures(
     drawn: int = 0,
     carried: int = 0,
     failures: tuple[Failure, ...] = (),
+    version: int = 0,
+    cut_tokens: int = 0,
 ) -> dict[str, float]:
     taken = Taken(
-        groups=groups, dropped=Counter(dropped or {}), drawn=drawn, carried=carried, passed_over=(), failures=failures
-    )
+        version=version, groups=groups, dropped=Counter(dropped or {}), drawn=drawn, carried=carried,
+        cut_tokens=cut_tokens, passed_over=(), failures=failures,
+    )  # fmt: skip
     return of_rollouts(taken)
 
 
@@ -64,6 +68,14 @@ def test_the_mean_and_spread_are_those_of_the_judged_responses_alone() -> None:
     assert seen["reward/std"] == pytest.approx(math.sqrt(0.5 / 3))
     assert seen["reward/unjudged_share"] == pytest.approx(2 / 5)
     assert seen["reward/judging_s"] == 1.0
+
+
+def test_staleness_is_counted_in_tokens() -> None:
+    one = group([1.0, 0.0], lengths=[6, 4], versions={5: 6, 6: 4})
+    seen = figures(one, group([1.0], lengths=[30], versions={7: 30}), version=7, cut_tokens=12)
+    assert seen["staleness/mean"] == pytest.approx((2 * 6 + 1 * 4 + 0 * 30) / 40)
+    assert seen["staleness/max"] == 2 and seen["staleness/mixed_share"] == 1 / 2
+    assert seen["groups/cut_off_tokens"] == 12
 
 
 def test_a_group_without_any_judgement_is_neither_uniform_nor_not() -> None:
@@ -97,7 +109,7 @@ def test_how_many_groups_were_drawn_for_those_that_are_learned_from() -> None:
     own = [group([1.0, 0.0], lengths=[1, 1])] * 3
     seen = figures(*own, dropped={"all_right": 5, "all_wrong": 2}, drawn=9, carried=1)
     assert {name: value for name, value in seen.items() if "groups/" in name} == {
-        "groups/drawn": 9.0, "groups/carried": 1.0, "groups/kept": 3.0,
+        "groups/drawn": 9.0, "groups/carried": 1.0, "groups/kept": 3.0, "groups/cut_off_tokens": 0.0,
         "dropped_groups/all_right": 5.0, "dropped_groups/all_wrong": 2.0,
     }  # fmt: skip
 

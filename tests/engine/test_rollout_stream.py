@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from engine.algorithms.dynamic_sampling import DynamicSampling, Exhausted, Surpl
 from engine.algorithms.grpo import GRPO
 from engine.algorithms.remax import ReMax
 from engine.algorithms.shaping import Shaping
-from engine.rollout_stream import Ledger, NotEnoughGroups, RewardsFailed, RolloutStream, Taken
+from engine.ledger import Ledger, WrongWeights
+from engine.rollout_stream import NotEnoughGroups, RewardsFailed, RolloutStream, Taken
 from rewards.score import Failure, FailureKind, Score
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt
@@ -56,6 +58,7 @@ class FakeWorkers:
         self.rollout = self.reward = self
         self.asked: list[GroupRequest] = []
         self.waited: list[int] = []
+        self.cut: list[int] = []
         self.version = 0
         self._judge, self._scores = judge, scores or {}
         self._sampled_by: dict[int, int] = {}
@@ -82,9 +85,17 @@ class FakeWorkers:
         count_G = np.full(size, 3)
         return GroupSummary(
             draw=request.draw, prompt_id=request.prompt.id, judgements=judgements, length_G=count_G,
-            action_tokens_G=count_G, prompt_length=1, truncated_G=np.zeros(size, dtype=bool), greedy=None,
-            version=version, judging_s=0.0, repetition_G=np.zeros(size), digest_G=np.arange(size), answer_digest=0,
+            action_tokens_G=count_G, prompt_length=1, truncated_G=np.zeros(size, dtype=bool),
+            greedy=None, tokens_by_version={version: 3 * size}, judging_s=0.0,
+            repetition_G=np.zeros(size), digest_G=np.arange(size), answer_digest=0,
         )  # fmt: skip
+
+    def wait_for_one(self, refs: list[Ref], *, verb: str) -> int:
+        return 0
+
+    def cut_off(self, draws: list[int]) -> int:
+        self.cut += draws
+        return 5 * len(draws)
 
     @property
     def draws(self) -> list[int]:
@@ -117,13 +128,20 @@ def stream(
     max_failure_fraction: float = 0.0,
     seed: int = 1,
     next_draw: int = 0,
-    first_version: int = 0,
+    steps: int = 1000,
+    oversampling: float = 1.0,
+    max_running: int = 256,
     listed: list[tuple[int, int]] | None = None,
 ) -> RolloutStream:
     """`listed`: gets the step and the draw of each group with failures."""
     listing = [] if listed is None else listed
     rollout = RolloutConfig(
-        prompts_per_step=per_step, responses_per_prompt=samples, max_staleness=staleness, max_response_tokens=6
+        prompts_per_step=per_step,
+        responses_per_prompt=samples,
+        max_staleness=staleness,
+        oversampling=oversampling,
+        max_running=max_running,
+        max_response_tokens=6,
     )
     return RolloutStream(
         PROMPTS,
@@ -134,7 +152,7 @@ def stream(
         list_failures=lambda step, summary: listing.append((step, summary.draw)),
         seed=seed,
         next_draw=next_draw,
-        first_version=first_version,
+        steps=steps,
     )
 
 
@@ -163,7 +181,7 @@ def test_a_step_asks_for_exactly_what_it_learns_from_and_takes_it_in_draw_order(
     workers = FakeWorkers()
     own = stream(workers)
     for step in range(3):
-        taken = own.take(version=step)
+        taken = take(own, workers, version=step)
         assert draws_of(taken) == workers.draws[4 * step :] == list(range(4 * step, 4 * step + 4))
         assert own.next_draw == 4 * (step + 1)
         assert (taken.dropped, taken.drawn, taken.carried) == (Counter(), 4, 0)
@@ -195,11 +213,11 @@ def test_dropped_groups_are_replaced_by_the_next_draws_and_counted_by_reason() -
     reasons = {0: "too easy", 1: "too easy", 4: "too hard"}
     workers = FakeWorkers()
     own = stream(workers, algorithm=Picky(reasons=reasons))
-    taken = own.take(version=0)
+    taken = take(own, workers, version=0)
     assert draws_of(taken) == [2, 3, 5, 6]
     assert taken.dropped == Counter({"too easy": 2, "too hard": 1})
     assert workers.draws == list(range(7)) and own.next_draw == 7
-    second = own.take(version=1)
+    second = take(own, workers, version=1)
     assert draws_of(second) == [7, 8, 9, 10] and second.dropped == Counter()
 
 
@@ -208,9 +226,10 @@ def test_dropped_groups_are_replaced_by_the_next_draws_and_counted_by_reason() -
 def test_every_draw_is_asked_for_once_and_taken_or_dropped_once(dropped: set[int], staleness: int) -> None:
     workers = FakeWorkers()
     own = stream(workers, algorithm=drop(*dropped), staleness=staleness)
-    taken = [own.take(version=step) for step in range(4)]
+    taken = [take(own, workers, version=step) for step in range(4)]
     kept = [draw for step in taken for draw in draws_of(step)]
-    assert workers.draws == list(range(own.next_draw))
+    assert workers.draws == list(range(len(workers.draws)))
+    assert own.next_draw == len(workers.waited)
     assert kept == [draw for draw in workers.waited if draw not in dropped]
     assert sum(step.dropped.total() for step in taken) == len(workers.waited) - len(kept)
     assert [len(step.groups) for step in taken] == [4] * 4
@@ -223,7 +242,7 @@ def test_no_group_is_asked_for_so_early_that_it_grows_too_old(staleness: int) ->
     own = stream(workers, staleness=staleness)
     asked_at: dict[int, int] = {}
     for version in range(5):
-        taken = own.take(version=version)
+        taken = take(own, workers, version=version)
         asked_at |= {draw: version for draw in workers.draws if draw not in asked_at}
         assert all(version - asked_at[draw] <= staleness for draw in draws_of(taken))
         assert len(workers.asked) == (staleness + version + 1) * 4
@@ -233,19 +252,21 @@ def test_no_group_is_asked_for_so_early_that_it_grows_too_old(staleness: int) ->
 def test_the_same_groups_are_learned_from_whatever_order_they_arrive_in() -> None:
     runs = []
     for pace in range(5):
-        own = stream(Shuffled(random.Random(pace)), algorithm=drop(1, 6))
-        runs.append([[(g.summary.draw, g.summary.prompt_id) for g in own.take(version=v).groups] for v in range(3)])
+        workers = Shuffled(random.Random(pace))
+        own = stream(workers, algorithm=drop(1, 6))
+        taken = [take(own, workers, version=version) for version in range(3)]
+        runs.append([[(group.summary.draw, group.summary.prompt_id) for group in step.groups] for step in taken])
     assert all(run == runs[0] for run in runs)
 
 
 def test_a_resumed_stream_goes_on_where_the_first_one_stood() -> None:
     whole_workers, resumed_workers = FakeWorkers(), FakeWorkers()
     whole = stream(whole_workers, algorithm=drop(2, 9, 13))
-    steps = [whole.take(version=step) for step in range(2)]
+    steps = [take(whole, whole_workers, version=step) for step in range(2)]
     standing = whole.next_draw
-    steps += [whole.take(version=step) for step in range(2, 5)]
-    resumed = stream(resumed_workers, algorithm=drop(2, 9, 13), next_draw=standing, first_version=2)
-    again = [resumed.take(version=step) for step in range(2, 5)]
+    steps += [take(whole, whole_workers, version=step) for step in range(2, 5)]
+    resumed = stream(resumed_workers, algorithm=drop(2, 9, 13), next_draw=standing)
+    again = [take(resumed, resumed_workers, version=step) for step in range(2, 5)]
     assert [draws_of(step) for step in again] == [draws_of(step) for step in steps[2:]]
     assert resumed_workers.asked == whole_workers.asked[standing:]
 
@@ -299,9 +320,10 @@ def test_what_was_passed_over_is_handed_out_with_the_reason() -> None:
 
 
 def test_failures_of_one_step_are_forgotten_in_the_next() -> None:
-    own = stream(FakeWorkers(lambda request: (FAILURE,) if request.draw % 4 < 2 else ()), max_failure_fraction=0.25)
+    workers = FakeWorkers(lambda request: (FAILURE,) if request.draw % 4 < 2 else ())
+    own = stream(workers, max_failure_fraction=0.25)
     for step in range(5):
-        assert len(own.take(version=step).groups) == 4
+        assert len(take(own, workers, version=step).groups) == 4
 
 
 def test_the_allowed_share_is_of_all_that_was_judged_for_the_step() -> None:
@@ -381,7 +403,7 @@ def test_every_group_is_taken_dropped_or_left_over_once(
         left_over = drawn - kept - dropped
         assert left_over >= 0 and (left_over == 0 or surplus is Surplus.CARRY)
         assert draws_of(taken) == sorted(draws_of(taken))
-        assert all(step - group.summary.version <= 1 for group in taken.groups)
+        assert all(step - group.summary.oldest_version <= 1 for group in taken.groups)
     assert workers.draws == list(range(drawn))
 
 
@@ -402,7 +424,7 @@ def test_what_was_drawn_ahead_is_taken_first_by_the_next_step_and_is_one_version
     first, second = (take(own, workers, version=step) for step in range(2))
     assert draws_of(first) == [0, 1, 2, 3] and (first.drawn, first.carried) == (6, 0)
     assert draws_of(second)[:2] == [4, 5] and second.carried == 2
-    assert [group.summary.version for group in second.groups] == [0, 0, 1, 1]
+    assert [group.summary.oldest_version for group in second.groups] == [0, 0, 1, 1]
     assert first.dropped == second.dropped == Counter()
 
 
@@ -412,7 +434,7 @@ def test_what_was_drawn_ahead_can_be_dropped_and_is_counted() -> None:
     first, second = (take(own, workers, version=step) for step in range(2))
     assert first.dropped == second.dropped == Counter(surplus=2)
     assert draws_of(second) == [6, 7, 8, 9] and second.carried == 0
-    assert {group.summary.version for group in second.groups} == {1}
+    assert {group.summary.oldest_version for group in second.groups} == {1}
 
 
 def test_what_was_left_over_for_two_steps_is_too_old() -> None:
@@ -421,7 +443,7 @@ def test_what_was_left_over_for_two_steps_is_too_old() -> None:
     first, second, third = (take(own, workers, version=step) for step in range(3))
     assert (first.drawn, second.drawn, second.carried) == (16, 0, 4)
     assert third.dropped == Counter(stale=8)
-    assert {group.summary.version for group in third.groups} == {2}
+    assert {group.summary.oldest_version for group in third.groups} == {2}
 
 
 @settings(max_examples=40, deadline=None)
@@ -437,7 +459,7 @@ def test_after_a_checkpoint_a_resumed_stream_is_the_one_that_never_stopped(
     whole.forget_surplus()
     standing = whole.next_draw
     others = FakeWorkers(scores=scores_of(uniform))
-    resumed = stream(others, algorithm=algorithm, next_draw=standing, first_version=saved)
+    resumed = stream(others, algorithm=algorithm, next_draw=standing)
     for step in range(saved, 5):
         one, other = take(whole, workers, version=step), take(resumed, others, version=step)
         assert draws_of(one) == draws_of(other)
@@ -480,7 +502,7 @@ def test_at_its_limit_a_run_may_stop_and_says_what_it_saw_and_what_to_do() -> No
     workers = FakeWorkers(scores=scores)
     own = stream(workers, algorithm=dynamic(max_batches=2, exhausted=Exhausted.ERROR))
     with pytest.raises(NotEnoughGroups) as caught:
-        own.take(version=0)
+        take(own, workers, version=0)
     message = str(caught.value)
     for words in ("of 8 groups only 2 teach", "needs 4", "1 all_right", "1 unjudged", "4 all_wrong"):
         assert words in message
@@ -537,15 +559,204 @@ def test_replacing_groups_makes_none_of_them_too_old(staleness: int) -> None:
     for version in range(6):
         taken = take(own, workers, version=version)
         assert len(taken.groups) == 4
-        assert all(0 <= version - group.summary.version <= staleness for group in taken.groups)
+        assert all(0 <= version - group.summary.oldest_version <= staleness for group in taken.groups)
+
+
+# ----------------------------------------------------------------------------- running ahead
+
+
+def test_the_last_step_leaves_nothing_in_flight() -> None:
+    workers = FakeWorkers()
+    own = stream(workers, staleness=2, steps=5)
+    for version in range(5):
+        take(own, workers, version=version)
+    assert workers.draws == list(range(20)) and own.next_draw == 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    uniform=SCORES,
+    staleness=st.integers(0, 3),
+    pace=st.integers(0, 100),
+    stop=st.integers(1, 5),
+    most=st.sampled_from([0, 1, 2]),
+)
+def test_whoever_goes_on_after_a_kill_learns_from_each_draw_that_nobody_learned_from(
+    uniform: dict[int, str], staleness: int, pace: int, stop: int, most: int
+) -> None:
+    """What was in flight is asked again, under the weights that are served then, and nothing else is."""
+    algorithm = dynamic(max_batches=most, exhausted=Exhausted.FILL)
+    scores = scores_of(uniform)
+
+    def run(*, first: int, last: int, next_draw: int) -> tuple[list[Taken], int]:
+        workers = Shuffled(random.Random(pace), scores=scores)
+        own = stream(workers, algorithm=algorithm, staleness=staleness, next_draw=next_draw, steps=7)
+        taken = [take(own, workers, version=version) for version in range(first, last)]
+        return taken, own.next_draw
+
+    whole, _ = run(first=0, last=7, next_draw=0)
+    before, standing = run(first=0, last=stop, next_draw=0)
+    after, _ = run(first=stop, last=7, next_draw=standing)
+    assert [draws_of(step) for step in before + after] == [draws_of(step) for step in whole]
+    for version, step in enumerate(before + after):
+        assert all(0 <= version - group.summary.oldest_version <= staleness for group in step.groups)
+
+
+def test_the_draws_of_a_run_that_runs_ahead_are_those_of_one_that_does_not() -> None:
+    runs = []
+    for staleness in (0, 1, 4):
+        workers = Shuffled(random.Random(staleness), scores=scores_of({3: "all_right", 9: "all_wrong"}))
+        own = stream(workers, staleness=staleness, algorithm=dynamic(), steps=5)
+        runs.append([draws_of(take(own, workers, version=version)) for version in range(5)])
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_step_that_ends_without_all_of_its_groups_makes_none_of_the_others_too_old() -> None:
+    """Of 4 groups a step may look at 4: had it asked for others in place of the 3 that teach nothing, these would have
+    moved up to the step after the next."""
+    workers = FakeWorkers(scores=scores_of(dict.fromkeys((0, 1, 2), "all_wrong")))
+    own = stream(workers, staleness=1, algorithm=dynamic(max_batches=1))
+    seen = [take(own, workers, version=version) for version in range(3)]
+    assert [draws_of(step) for step in seen] == [[3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert all(version - g.summary.oldest_version <= 1 for version, step in enumerate(seen) for g in step.groups)
+
+
+def test_an_engine_that_serves_older_weights_than_it_confirmed_stops_the_run() -> None:
+    class Forgetful(FakeWorkers):
+        def generate(self, request: GroupRequest) -> Ref:
+            ref = super().generate(request)
+            self._sampled_by[request.draw] -= request.draw == 6
+            return ref
+
+    workers = Forgetful()
+    own = stream(workers)
+    take(own, workers, version=0)
+    with pytest.raises(WrongWeights, match=r"draw 6 .* version 1, .* version 0"):
+        take(own, workers, version=1)
+
+
+# ----------------------------------------------------------------------------- oversampling
+
+
+class Ready(FakeWorkers):
+    """Groups are ready in an order that is given: the draws of `late` last."""
+
+    def __init__(self, late: set[int]) -> None:
+        super().__init__()
+        self._late = late
+
+    def wait_for_one(self, refs: list[Ref], *, verb: str) -> int:
+        return min(range(len(refs)), key=lambda index: (refs[index].request.draw in self._late, index))
+
+
+def test_oversampling_learns_from_what_is_ready_first_and_cuts_the_rest_off() -> None:
+    workers = Ready(late={0, 2, 7})
+    own = stream(workers, oversampling=1.5)
+    first, second = (take(own, workers, version=version) for version in range(2))
+    assert draws_of(first) == [1, 3, 4, 5] and draws_of(second) == [6, 8, 9, 10]
+    assert workers.cut == [0, 2, 7, 11] and workers.draws == list(range(12)) and own.next_draw == 12
+    assert first.dropped == second.dropped == Counter(cut_off=2)
+    assert (first.cut_tokens, first.drawn, first.carried) == (10, 4, 0)
+
+
+def test_without_oversampling_nobody_is_asked_who_is_first_and_nothing_is_cut_off() -> None:
+    class Strict(FakeWorkers):
+        def wait_for_one(self, refs: list[Ref], *, verb: str) -> int:
+            raise AssertionError
+
+        cut_off = wait_for_one
+
+    workers = Strict()
+    own = stream(workers)
+    assert [take(own, workers, version=version).cut_tokens for version in range(3)] == [0, 0, 0]
+
+
+# ----------------------------------------------------------------------------- longest first
+
+
+class Long(FakeWorkers):
+    """A prompt's responses are as long as its number says."""
+
+    def summary(self, request: GroupRequest) -> GroupSummary:
+        long = np.full(request.num_samples, 1 + request.prompt.token_ids[0])
+        return replace(super().summary(request), length_G=long)
+
+
+@pytest.mark.parametrize(("max_running", "sorts"), [(19, True), (20, False)])
+def test_where_not_all_can_be_decoded_at_once_the_longest_of_the_last_epoch_start_first(
+    max_running: int, sorts: bool
+) -> None:
+    workers = Long()
+    own = stream(workers, per_step=10, max_running=max_running)
+    for version in range(3):
+        assert draws_of(take(own, workers, version=version)) == list(range(10 * version, 10 * version + 10))
+    asked = [request.prompt.token_ids[0] for request in workers.asked]
+    assert workers.draws[:10] == list(range(10)), "nothing is known of them yet"
+    for epoch in (asked[10:20], asked[20:]):
+        assert (epoch == sorted(epoch, reverse=True)) == sorts
 
 
 # ----------------------------------------------------------------------------- the ledger
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(1, 5),
+    staleness=st.integers(0, 4),
+    steps=st.integers(1, 8),
+    dropped=st.sets(st.integers(0, 60), max_size=20),
+    lost=st.sets(st.integers(0, 60), max_size=5),
+    batches=st.sampled_from([1, 2, math.inf]),
+    swaps=st.randoms(use_true_random=False),
+)
+def test_the_ledger_counts_every_draw_once_and_lets_none_grow_too_old(
+    size: int, staleness: int, steps: int, dropped: set[int], lost: set[int], batches: float, swaps: random.Random
+) -> None:
+    """A plain model of it beside it: groups are passed over or cut off, steps end early, and weights change while
+    responses are written."""
+    limit = batches * size
+    ledger = ledger_of(size=size, staleness=staleness)
+    asked: dict[int, int] = {}
+    fate: dict[int, str] = {}
+    for version in range(steps):
+        kept: list[int] = []
+        judged = 0
+        while len(kept) < size and judged < limit:
+            due = min(size - len(kept), limit - judged)
+            for _ in range(ledger.room(due=due, later_steps=steps - version - 1)):
+                draw = ledger.admit(version=version)
+                assert draw.number == len(asked) and draw.number not in fate
+                asked[draw.number] = version
+            assert list(ledger.in_flight) == sorted(set(asked) - set(fate))
+            number = ledger.oldest
+            written_since = swaps.randint(asked[number], version)
+            draw, judged = ledger.settle(number), judged + 1
+            with pytest.raises(KeyError):
+                ledger.settle(number)
+            if number in lost:
+                fate[number] = "cut off"
+                continue
+            ledger.check_weights(draw, oldest_version=written_since, version=version)
+            with pytest.raises(WrongWeights, match="older than"):
+                ledger.check_weights(draw, oldest_version=asked[number], version=asked[number] + staleness + 1)
+            with pytest.raises(WrongWeights, match="did not take"):
+                ledger.check_weights(draw, oldest_version=asked[number] - 1, version=version)
+            fate[number] = "passed over" if number in dropped else "kept"
+            kept += [number] * (fate[number] == "kept")
+        assert kept == sorted(kept) and ledger.next_draw == max(fate) + 1 == len(fate)
+    assert set(fate) | set(ledger.in_flight) == set(asked) and not set(fate) & set(ledger.in_flight)
+    if limit == math.inf:
+        assert not ledger.in_flight and sum(own == "kept" for own in fate.values()) == size * steps
+
+
+def ledger_of(*, prompts: int = 10, seed: int = 1, next_draw: int = 0, size: int = 4, staleness: int = 0) -> Ledger:
+    return Ledger(num_prompts=prompts, seed=seed, next_draw=next_draw, groups_per_step=size, max_staleness=staleness)
+
+
 def admitted(count: int, *, prompts: int, seed: int, next_draw: int = 0) -> list[tuple[int, int]]:
-    ledger = Ledger(num_prompts=prompts, seed=seed, next_draw=next_draw)
-    return [ledger.admit() for _ in range(count)]
+    ledger = ledger_of(prompts=prompts, seed=seed, next_draw=next_draw)
+    draws = [ledger.admit(version=0) for _ in range(count)]
+    return [(draw.number, draw.prompt) for draw in draws]
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,14 +6,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from workers.records import Completion, Group, GroupRequest, Prompt, Sampling, Span, Stop, WeightManifest
-from workers.rollout_worker import CompletionRequest, RolloutWorker
+from workers.rollout_worker import CompletionRequest, CutOff, RolloutWorker
 
 PATIENCE_S = 5.0
+MANY = 1000
 MANIFEST = WeightManifest(version=4, path="", entries=(), checksum="")
 
 
@@ -57,6 +59,10 @@ class FakeEngine:
     def is_busy(self) -> bool:
         return bool(self.running)
 
+    def abort(self, request_id: str) -> int:
+        _, done = self.running.pop(request_id)
+        return done
+
     def load_weights(self, manifest: WeightManifest) -> str:
         if manifest.version < 0:
             raise ArithmeticError("weights did not arrive")
@@ -86,7 +92,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def worker(engine: FakeEngine) -> Iterator[RolloutWorker]:
-    with contextlib.closing(RolloutWorker(lambda: engine)) as worker:
+    with contextlib.closing(RolloutWorker(lambda: engine, max_running=MANY)) as worker:
         yield worker
 
 
@@ -223,6 +229,87 @@ def test_a_broken_engine_fails_everybody_who_waits_and_everybody_who_comes_later
             ask().result(PATIENCE_S)
 
 
+def test_a_full_engine_gets_the_next_request_when_one_has_ended(engine: FakeEngine) -> None:
+    most: list[int] = []
+    step = engine.step
+    engine.step = lambda: (most.append(len(engine.running)), step())[1]
+    asked = [request(draw, samples=3, max_tokens=9) for draw in range(4)]
+    with contextlib.closing(RolloutWorker(lambda: engine, max_running=2)) as worker:
+        engine.gate.clear()
+        futures = [worker.generate(one) for one in asked]
+        engine.gate.set()
+        groups = [future.result(PATIENCE_S) for future in futures]
+    assert all(is_the_answer_to(one, group) for one, group in zip(asked, groups, strict=True))
+    tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    # Two at a time, and no step with a free slot while others wait.
+    last = max(len(rollout.token_ids) for rollout in groups[-1].rollouts)
+    assert max(most) == 2 and len(most) <= tokens / 2 + last
+
+
+def test_what_waits_for_a_slot_begins_under_the_weights_that_are_then_served(engine: FakeEngine) -> None:
+    begun: dict[int, int] = {}
+    add = engine.add
+    engine.add = lambda one: (begun.update({one.token_ids[0]: engine.version}), add(one))[1]
+    with contextlib.closing(RolloutWorker(lambda: engine, max_running=1)) as worker:
+        first = worker.generate(request(0, samples=1, max_tokens=50, tokens=(1,)))
+        with during_a_step(engine):
+            second = worker.generate(request(1, samples=1, tokens=(2,)))
+            loading = worker.load_weights(MANIFEST)
+        assert loading.result(PATIENCE_S) == "receipt"
+        first.result(PATIENCE_S), second.result(PATIENCE_S)
+    assert begun == {1: 0, 2: MANIFEST.version}
+
+
+def test_groups_that_are_cut_off_fail_their_callers_and_cost_nobody_else_anything(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    kept = request(0, max_tokens=90)
+    generating = worker.generate(kept)
+    with during_a_step(engine):
+        late = [worker.generate(request(draw, samples=2, max_tokens=90)) for draw in (1, 2)]
+        cutting = worker.cut_off([1, 2, 77])
+    assert cutting.result(PATIENCE_S) == 0, "they had not begun"
+    for future in late:
+        with pytest.raises(CutOff):
+            future.result(PATIENCE_S)
+    assert is_the_answer_to(kept, generating.result(PATIENCE_S))
+    assert not engine.running
+
+
+def test_the_tokens_of_a_group_that_is_cut_off_are_counted_those_of_ended_siblings_too(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    asked = request(3, samples=2, max_tokens=60)
+    ends = sorted(1 + asked.sample_seed(sample) % 60 for sample in range(2))
+    assert ends[1] - ends[0] > 5
+    steps = ends[0] + 3
+    turns = iter(range(steps - 1))
+    cutting: list[Future[int]] = []
+    step = engine.step
+
+    def step_and_cut() -> list[tuple[str, Completion]]:
+        if next(turns, None) is None and not cutting:
+            cutting.append(worker.cut_off([3]))
+        return step()
+
+    engine.step = step_and_cut
+    with pytest.raises(CutOff):
+        worker.generate(asked).result(PATIENCE_S)
+    assert cutting[0].result(PATIENCE_S) == ends[0] + steps
+    assert worker.cut_off([3]).result(PATIENCE_S) == 0
+
+
+def test_a_refused_sibling_takes_the_others_of_its_group_out_of_the_engine(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    add, allowed = engine.add, iter(range(2))
+    engine.add = lambda one: add(one) if next(allowed, None) is not None else add(replace(one, token_ids=(13,)))
+    with pytest.raises(ValueError, match="too long"):
+        worker.generate(request(0, max_tokens=90)).result(PATIENCE_S)
+    worker.wake().result(PATIENCE_S)
+    assert not engine.running
+
+
 def test_an_idle_engine_is_not_stepped(engine: FakeEngine, worker: RolloutWorker) -> None:
     worker.generate(request()).result(PATIENCE_S)
     steps = engine.log.count("step")
@@ -236,7 +323,7 @@ def test_the_constructor_raises_what_making_the_engine_raises() -> None:
         raise FileNotFoundError("no such model")
 
     with pytest.raises(FileNotFoundError, match="no such model"):
-        RolloutWorker(make_engine)
+        RolloutWorker(make_engine, max_running=8)
 
 
 def test_the_engine_is_made_and_used_in_one_thread_that_ends_with_the_worker() -> None:
@@ -251,7 +338,7 @@ def test_the_engine_is_made_and_used_in_one_thread_that_ends_with_the_worker() -
         threads.add(threading.current_thread())
         return Watched()
 
-    worker = RolloutWorker(make_engine)
+    worker = RolloutWorker(make_engine, max_running=8)
     worker.generate(request()).result(PATIENCE_S)
     worker.close()
     [thread] = threads

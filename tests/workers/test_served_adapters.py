@@ -48,7 +48,7 @@ def serving(request: pytest.FixtureRequest, tied_model: Path) -> Iterator[Servin
         engines.append(engine_class(request.param)(model, rollout, ClusterConfig(), seed=0, adapter_rank=8))
         return engines[0]
 
-    worker = RolloutWorker(make_engine)
+    worker = RolloutWorker(make_engine, max_running=64)
     yield Serving(worker=worker, engine=engines[0], folder=tied_model)
     worker.close()
 

@@ -52,13 +52,15 @@ def test_the_mismatch_is_that_of_a_loop_over_action_tokens_whatever_masked_posit
     assert report.maxima["logprob_gap_max"] == 0.5
 
 
-def test_tokens_of_older_weights_have_no_say_in_the_mismatch() -> None:
-    past = experience()
-    mixed = replace(past.batch, version_BT=torch.tensor([[7, 6, 0], [6, 0, 0]]))
+@pytest.mark.parametrize("first_row", [[6, 6, 0], [6, 7, 0], [7, 6, 0]])
+def test_responses_that_older_weights_had_a_part_in_have_no_say_in_the_mismatch(first_row: list[int]) -> None:
+    """Whoever reads on from another's keys and values says something else than a trainer does."""
+    past = experience(rollout=torch.tensor([[-1.5, -1.75, math.nan], [-0.6, math.nan, math.inf]]))
+    mixed = replace(past.batch, version_BT=torch.tensor([first_row, [7, 0, 0]]))
     tally = Tally(num_updates=1, num_compared=1)
     add_mismatch(tally, replace(past, batch=mixed))
-    assert tally.report().contributions["logprob_gap_mean"] == 0.5
-    assert tally.report().maxima["logprob_gap_max"] == 0.5
+    assert tally.report().contributions["logprob_gap_mean"] == pytest.approx(0.1)
+    assert tally.report().maxima["logprob_gap_max"] == pytest.approx(0.1)
     nothing = Tally(num_updates=1, num_compared=0)
     add_mismatch(nothing, past, version=8)
     assert nothing.report().contributions["logprob_gap_mean"] == 0.0

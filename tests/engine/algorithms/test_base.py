@@ -45,7 +45,7 @@ def test_by_default_every_group_is_kept_and_the_state_stays() -> None:
         prompt_length=9,
         truncated_G=np.array([False, False]),
         greedy=None,
-        version=2,
+        tokens_by_version={2: 1},
         judging_s=0.0,
         repetition_G=np.zeros(2),
         digest_G=np.array([1, 2]),

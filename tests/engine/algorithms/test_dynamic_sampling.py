@@ -28,7 +28,7 @@ def summary(*scores: float, lengths: tuple[int, ...] = ()) -> GroupSummary:
         prompt_length=9,
         truncated_G=np.zeros(len(scores), dtype=bool),
         greedy=None,
-        version=0,
+        tokens_by_version={0: 1},
         judging_s=0.0,
         repetition_G=np.zeros(len(scores)),
         digest_G=np.arange(len(scores)),
