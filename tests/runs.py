@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -44,3 +45,14 @@ def run_main(*overrides: str, folder: Path, name: str, timeout_s: float = 900) -
         timeout=timeout_s,
     )
     return Finished(folder=folder / name, exit_code=done.returncode, output=done.stdout)
+
+
+def forget_after(whole: Path, stopped: Path, *, checkpoint: str) -> None:
+    """Copy a run as it is when it dies some time after a checkpoint: newer metrics are there, newer checkpoints not."""
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "export")
+    (stopped / "summary.json").unlink()
+    for path in (stopped / "checkpoints").iterdir():
+        if path.name != checkpoint:
+            shutil.rmtree(path)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [checkpoint]

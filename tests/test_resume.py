@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, Finished, run_main
+from runs import REPOSITORY, Finished, forget_after, run_main
 from safetensors.torch import load_file
 
 SMALL = (
@@ -86,7 +85,7 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
     assert whole.exit_code == 0, whole.output
     if stage is PPO_HF:
         _assert_that_all_of_it_moved(whole)
-    _forget_after(tmp_path / "whole", tmp_path / "stopped", checkpoint="step_000002")
+    forget_after(tmp_path / "whole", tmp_path / "stopped", checkpoint="step_000002")
     resumed = go("stopped")
     assert resumed.exit_code == 0, resumed.output
     assert "going on after step 2" in resumed.output
@@ -111,17 +110,6 @@ def _assert_that_all_of_it_moved(whole: Finished) -> None:
     # The reference is the policy again after the second step.
     assert abs(whole.steps[2]["reward_kl"]) < 1e-6 < abs(whole.steps[1]["reward_kl"])
     assert (whole.folder / "checkpoints/step_000002/reference.safetensors").exists()
-
-
-def _forget_after(whole: Path, stopped: Path, *, checkpoint: str) -> None:
-    """Copy a run as it is when it dies some time after a checkpoint: newer metrics are there, newer checkpoints not."""
-    shutil.copytree(whole, stopped)
-    shutil.rmtree(stopped / "export")
-    (stopped / "summary.json").unlink()
-    for path in (stopped / "checkpoints").iterdir():
-        if path.name != checkpoint:
-            shutil.rmtree(path)
-    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [checkpoint]
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]
     A local cluster declares the CPUs that the bundles ask for: two cores may serve six workers that take turns.
     """
     environment = {"env_vars": {"PYTHONPATH": import_path()}}
+    # What is in flight when a run ends, or was cut off, fails with nobody waiting for it: no news for a person.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local_only: dict[str, object] = {}
     if address == "local":
