@@ -35,10 +35,11 @@ def online_batches(config: Config) -> str:
     rollout, updates, epochs = config.rollout, config.train.updates_per_step, config.train.epochs_per_step
     sequences = rollout.prompts_per_step * rollout.responses_per_prompt
     again = f", in {epochs} epochs" if epochs > 1 else ""
+    ahead = f"; engines run up to {_count(rollout.max_staleness, 'step')} ahead" if rollout.max_staleness else ""
     return (
         f"each step: {_count(rollout.prompts_per_step, 'prompt')} x {_count(rollout.responses_per_prompt, 'response')}"
         f" = {_count(sequences, 'sequence')} -> {_count(updates, 'update')} of {sequences // updates}{again}"
-        f" -> {_micro_batches(config)}"
+        f" -> {_micro_batches(config)}{ahead}"
     )
 
 

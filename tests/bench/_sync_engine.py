@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from workers.config import ClusterConfig, ModelConfig, RolloutConfig
+from workers.config import ClusterConfig, ModelConfig, RolloutConfig, WeightSwap
 from workers.records import Completion, Sampling
 from workers.rollout_worker import CompletionRequest
 from workers.vllm_engine import VLLMEngine
 from workers.weight_sync import SharedWeights, padded_bytes
 
-ROLLOUT = RolloutConfig(kv_cache_gib=0.5, max_running=32)
+ROLLOUT = RolloutConfig(kv_cache_gib=0.5, max_running=32, max_staleness=1)
 RUNNING, PROMPT_TOKENS, RESPONSE_TOKENS, SYNC_EVERY = 32, 24, 96, 16
 """Requests under way while weights change, and how often they do, in decode steps."""
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -33,8 +33,8 @@ class Pauses:
     decode_step_ms: float
     load_ms: float
     """Median: the weights themselves."""
-    recompute_ms: float
-    """Median: the first step under the new weights, which reads all running requests anew."""
+    first_step_ms: float
+    """Median: the first step under the new weights, which with `abort_and_resume` reads all running requests anew."""
     pause_ms: float
     """Median, from the end of the last step before to the end of the first one after."""
     pause_steps: float
@@ -87,8 +87,8 @@ def copying_alone(num_bytes: int) -> Callable[[], object]:
     return lambda: target.copy_(source)
 
 
-def make_engine(model: ModelConfig) -> VLLMEngine:
-    return VLLMEngine(model, ROLLOUT, ClusterConfig(), seed=0)
+def make_engine(model: ModelConfig, *, swap: WeightSwap = WeightSwap.IN_FLIGHT) -> VLLMEngine:
+    return VLLMEngine(model, replace(ROLLOUT, weight_swap=swap), ClusterConfig(), seed=0)
 
 
 def greedy_answer(engine: VLLMEngine, token_ids: Sequence[int], *, max_tokens: int) -> Completion:
@@ -126,7 +126,7 @@ def pauses(engine: VLLMEngine, model: ModelConfig, *, syncs: int) -> Pauses:
         syncs=syncs,
         decode_step_ms=1e3 * step,
         load_ms=1e3 * median(loads),
-        recompute_ms=1e3 * median(firsts),
+        first_step_ms=1e3 * median(firsts),
         pause_ms=1e3 * median(whole),
         pause_steps=median(whole) / step,
         load_steps=median(loads) / step,

@@ -573,6 +573,37 @@ def test_the_last_step_leaves_nothing_in_flight() -> None:
     assert workers.draws == list(range(20)) and own.next_draw == 20
 
 
+class InFlight(Shuffled):
+    """Groups that are written while weights change: the longer they take, the more versions have a part in them."""
+
+    def wait(self, refs: list[Ref], *, verb: str) -> list[GroupSummary]:
+        late = [request for request in self.asked if request.draw not in self._ready]
+        for request in late:
+            if self._order.random() < 0.3 or any(ref.request.draw == request.draw for ref in refs):
+                versions = range(self._sampled_by[request.draw], self.version + 1)
+                own = dict.fromkeys(versions, 3)
+                self._ready[request.draw] = replace(self.summary(request), tokens_by_version=own)
+        return [self._ready[ref.request.draw] for ref in refs]
+
+
+@settings(max_examples=60, deadline=None)
+@given(uniform=SCORES, staleness=st.integers(0, 4), pace=st.integers(0, 1000), most=st.sampled_from([0, 1, 3]))
+def test_no_token_is_older_than_allowed_whatever_weights_came_while_it_was_written(
+    uniform: dict[int, str], staleness: int, pace: int, most: int
+) -> None:
+    workers = InFlight(random.Random(pace), scores=scores_of(uniform))
+    algorithm = dynamic(max_batches=most, exhausted=Exhausted.FILL)
+    own = stream(workers, staleness=staleness, algorithm=algorithm, steps=8)
+    seen: list[int] = []
+    for version in range(8):
+        taken = take(own, workers, version=version)
+        assert len(taken.groups) == 4 and "stale" not in taken.dropped
+        for item in (*taken.groups, *(passed.taken for passed in taken.passed_over)):
+            assert all(0 <= version - written <= staleness for written in item.summary.tokens_by_version)
+            seen.append(item.summary.draw)
+    assert sorted(seen) == list(range(own.next_draw)), "every draw once"
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     uniform=SCORES,
