@@ -1,19 +1,26 @@
-"""What a person is told when a worker fails: who, what it was to do, why, and the last lines of its own log."""
+"""What a person is told when a worker fails or is late: who, what it was to do, why, what its own log says, and what
+everybody was doing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from workers.stacks import Whereabouts, stacks_of
 from workers.stopped import RunStopped
 
 LOG_TAIL_LINES = 15
 LONGEST_LOG_LINE = 200
+INNERMOST_FRAMES = 4
 MOST_LOGS = 3
 """Logs that one message quotes, when many workers are late."""
 ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
@@ -39,6 +46,16 @@ class WorkerTimeout(RunStopped):
     """A worker did not answer in time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Wait:
+    """Calls that the run waits for."""
+
+    refs: tuple[ObjectRef, ...]
+    role: str
+    verb: str
+    began_s: float
+
+
 class Roster:
     """Who is who among a run's actors, so that a failure names the worker that it came from and quotes its log.
 
@@ -49,6 +66,46 @@ class Roster:
         self._log_folder = log_folder
         self._names: dict[str, str] = {}
         """By actor id."""
+        self._where: dict[str, Whereabouts] = {}
+        self._waits: list[Wait] = []
+
+    def locate(self, name: str, where: Whereabouts) -> None:
+        self._where[name] = where
+
+    @contextmanager
+    def waiting(self, refs: Sequence[ObjectRef], *, role: str, verb: str) -> Iterator[None]:
+        """A block that waits for these calls, for whoever asks meanwhile what the run waits for."""
+        wait = Wait(refs=tuple(refs), role=role, verb=verb, began_s=time.monotonic())
+        self._waits.append(wait)
+        try:
+            yield
+        finally:
+            self._waits.remove(wait)
+
+    def report(self) -> list[str]:
+        """Who waits for whom since when, and what everybody is doing: a few lines, and a file for the rest."""
+        lines = []
+        for wait in list(self._waits):
+            _, late = ray.wait(list(wait.refs), num_returns=len(wait.refs), timeout=0, fetch_local=False)
+            names = ", ".join(sorted({self._called(ref) for ref in late})) or "nobody any more"
+            lines.append(
+                f"the run waits for {names}, since {time.monotonic() - wait.began_s:.1f} s: the {wait.role} group is "
+                f"to {wait.verb}"
+            )
+        return [*(lines or ["the run waits for no worker"]), *self._stacks(list(self._where))]
+
+    def _stacks(self, named: Sequence[str]) -> list[str]:
+        """Where these workers are in their code, in lines; everybody's whole stacks go to a file."""
+        told = stacks_of({name: (where, self.log_path(name)) for name, where in self._where.items()})
+        path = self._log_folder / "stacks.txt"
+        with path.open("a") as file:
+            for name, stacks in told.items():
+                file.write(f"=== {name}, {time.strftime('%F %T')}\n{stacks or '(no answer)'}\n")
+        lines = []
+        for name in named:
+            frames = _innermost(told.get(name, ""))
+            lines += [f"--- {name} is in:", *(f"    {frame}" for frame in frames or ["(it does not answer)"])]
+        return [*lines, f"(everybody's whole stacks are in {path})"]
 
     def enlist(self, name: str, actor: ActorHandle) -> None:
         self._names[actor._actor_id.hex()] = name
@@ -83,7 +140,8 @@ class Roster:
         tails = [line for name in names[:MOST_LOGS] for line in self._log_tail(name)]
         told = f"{', '.join(names)} did not answer within {limit_s:g} s, while the {role} group was to {verb}"
         elsewhere = f"(it may itself be waiting for another worker; every log is in {self._log_folder})"
-        return WorkerTimeout("\n".join([told, *tails, elsewhere]))
+        stacks = self._stacks([name for name in names[:MOST_LOGS] if name in self._where])
+        return WorkerTimeout("\n".join([told, *tails, *stacks, elsewhere]))
 
     def _culprit(self, error: Exception, refs: Sequence[ObjectRef]) -> str:
         """The innermost actor that Ray's message names: the later ones are causes of the earlier ones."""
@@ -101,6 +159,12 @@ class Roster:
         lines = [line for line in written if line.strip() and not line.startswith(RAY_MARKS)]
         cut = [f"{line[:LONGEST_LOG_LINE]}..." if len(line) > LONGEST_LOG_LINE else line for line in lines]
         return [f"--- the last lines of {path}:", *(f"    {line}" for line in cut[-LOG_TAIL_LINES:] or ["(empty)"])]
+
+
+def _innermost(stacks: str) -> list[str]:
+    """The last frames of the thread that does the work: the main one, which comes last."""
+    frames = [line.strip() for line in stacks.rpartition("hread 0x")[2].splitlines() if line.startswith("  File ")]
+    return frames[:INNERMOST_FRAMES]
 
 
 def _doing(name: str, role: str, verb: str) -> str:

@@ -35,6 +35,7 @@ from workers.records import (
     WeightManifest,
     WeightReceipt,
 )
+from workers.stacks import Whereabouts, answer_with_stacks, here
 from workers.tally import UpdateReport
 
 MOST_GROUPS_AT_ONCE = 1_000_000
@@ -95,8 +96,8 @@ class WorkerGroup:
         return len(self._actors)
 
     def ready(self) -> list[tuple[str, ObjectRef]]:
-        """A reference for each copy that resolves when it has been constructed."""
-        return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
+        """A reference for each copy that resolves, to where it is, when it has been constructed."""
+        return [(name, actor.whereabouts.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
 
     def memory_peaks(self) -> list[ObjectRef]:
         """A reference for each copy to what its verbs took since it was last asked."""
@@ -110,7 +111,8 @@ class WorkerGroup:
         """
         limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
         try:
-            return ray.get(list(refs), timeout=limit_s)
+            with roster.waiting(refs, role=self.role, verb=verb):
+                return ray.get(list(refs), timeout=limit_s)
         except GetTimeoutError:
             _, late = ray.wait(list(refs), num_returns=len(refs), timeout=0)
             raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s) from None
@@ -122,16 +124,18 @@ class WorkerGroup:
 
     def wait_for_one(self, refs: Sequence[ObjectRef], *, verb: str) -> int:
         """Which of the answers is there first. Raises WorkerTimeout."""
-        limit_s = self._hosting.call_timeout_s
-        ready, late = ray.wait(list(refs), num_returns=1, timeout=limit_s, fetch_local=False)
+        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
+        with roster.waiting(refs, role=self.role, verb=verb):
+            ready, late = ray.wait(list(refs), num_returns=1, timeout=limit_s, fetch_local=False)
         if not ready:
-            raise self._hosting.roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
+            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
         return list(refs).index(ready[0])
 
     def wait_there(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
         """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
         limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
-        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=limit_s, fetch_local=False)
+        with roster.waiting(refs, role=self.role, verb=verb):
+            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=limit_s, fetch_local=False)
         if late:
             raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
 
@@ -315,6 +319,7 @@ def _logged(worker_class: type) -> type:
             self._name_in_run, self._peaks = name, Peaks()
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
+            answer_with_stacks(Path(log_path))
             super().__init__(*arguments)
             # Libraries are never garbage: a collection that looks at all of them stops every thread for a fifth of a
             # second, again and again.
@@ -324,6 +329,9 @@ def _logged(worker_class: type) -> type:
         def __repr__(self) -> str:
             """How Ray names it in tracebacks."""
             return self._name_in_run
+
+        def whereabouts(self) -> Whereabouts:
+            return here()
 
         def take_memory_peaks(self) -> dict[str, float]:
             return self._peaks.take()

@@ -33,11 +33,13 @@ def await_all(
     began, took_s = time.monotonic(), {}
     while waiting:
         left_s = max(0.0, began + timeout_s - time.monotonic())
-        ready, late = ray.wait(list(waiting), num_returns=1, timeout=left_s)
+        with roster.waiting(list(waiting), role="whole", verb="start"):
+            ready, late = ray.wait(list(waiting), num_returns=1, timeout=left_s)
         if not ready:
             raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
         group, name = waiting.pop(ready[0])
-        group.wait(ready, verb="start")
+        [where] = group.wait(ready, verb="start")
+        roster.locate(name, where)
         took_s[group.role] = time.monotonic() - began
         announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
     return took_s

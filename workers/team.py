@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
 from workers.starting import Announce, TookS, await_all
+from workers.telling import telling_on_signal
 from workers.train_worker import RankInfo, TrainerSetup
 from workers.weight_sync import WeightSyncError
 
@@ -126,17 +127,20 @@ def start_workers(
     places, began = places_for(team), time.monotonic()
     announce("starting Ray")
     with (
+        ExitStack() as waits,
         connected(team.cluster, places),
         reserved(places, timeout_s=team.cluster.placement_timeout_s) as placement,
         meeting_point(ray.util.get_node_ip_address()) as meeting,
     ):
+        roster = Roster(Path(team.log_folder).resolve())
         hosting = Hosting(
             placement=placement,
             places=places,
             environment=process_settings(team),
-            roster=Roster(Path(team.log_folder).resolve()),
+            roster=roster,
             call_timeout_s=team.cluster.call_timeout_s,
         )
+        waits.enter_context(telling_on_signal(roster, announce))
         took_s, timeout_s = {"ray": time.monotonic() - began}, team.cluster.startup_timeout_s
         # The functions are tried where they will run, and the judge that they ask is up by then.
         judge = _make_judge_server(team, hosting)

@@ -44,7 +44,8 @@ class DynamicSampling:
     exhausted: Exhausted = Exhausted.PARTIAL
     draw_ahead: float = 1.0
     """Groups drawn at once, as a multiple of those that are missing: above 1 a step waits for fewer rounds, and has
-    groups left over."""
+    groups left over. With rollout.max_staleness above 0 the next steps' groups are on their way already, and it says
+    nothing."""
     surplus: Surplus = Surplus.CARRY
 
     def __post_init__(self) -> None:

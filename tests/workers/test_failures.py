@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from workers.failures import LOG_TAIL_LINES, WorkerDied, WorkerFailed, WorkerTim
 from workers.group import Hosting, WorkerGroup
 from workers.placement import Place
 from workers.stopped import RunStopped
+from workers.telling import telling_on_signal
 
 PLACES = tuple(
     Place(role=role, index=index, cpus=1.0, gpus=0.0)
@@ -77,7 +81,11 @@ def reward(hosting: Hosting) -> FragileGroup:
 def started(hosting: Hosting, role: str, *moods: str) -> FragileGroup:
     """Copies that have been constructed, well or not: starting takes longer than the calls may."""
     group = FragileGroup(fragile(), hosting, role=role, arguments=[(mood,) for mood in moods])
-    ray.wait([ref for _, ref in group.ready()], num_returns=len(group), timeout=60)
+    ready = group.ready()
+    ray.wait([ref for _, ref in ready], num_returns=len(group), timeout=60)
+    for name, ref in ready:
+        if "unlucky" not in moods:
+            hosting.roster.locate(name, ray.get(ref))
     return group
 
 
@@ -142,3 +150,39 @@ def test_who_does_not_answer_is_named(reward: FragileGroup) -> None:
     text = str(caught.value)
     assert text.startswith("reward 0 did not answer within 3 s, while the reward group was to score a group")
     assert quotes_the_end_of(text, "just")
+    lines = [line.strip() for line in text.splitlines()]
+    where = lines[lines.index("--- reward 0 is in:") + 1]
+    assert where.startswith("File ") and where.endswith(" in hang")
+
+
+def test_what_the_run_waits_for_and_where_everybody_is_can_be_asked_meanwhile(
+    hosting: Hosting, policy: FragileGroup, reward: FragileGroup
+) -> None:
+    hanging = policy.call("hang", 0)
+    waiting = threading.Thread(target=policy_waits, args=(policy, hanging), daemon=True)
+    waiting.start()
+    time.sleep(0.5)
+    first, *lines = hosting.roster.report()
+    waiting.join()
+    assert re.fullmatch(r"the run waits for policy 0, since [0-9.]+ s: the policy group is to update", first)
+    told = "\n".join(lines)
+    assert "--- policy 0 is in:" in told and "--- reward 0 is in:" in told
+    assert " in hang" in lines[lines.index("--- policy 0 is in:") + 1]
+    stacks = (hosting.roster.log_path("policy 0").parent / "stacks.txt").read_text()
+    assert "=== policy 0, " in stacks and "in hang" in stacks
+    assert hosting.roster.report()[0] == "the run waits for no worker"
+
+
+def policy_waits(policy: FragileGroup, ref: ObjectRef) -> None:
+    with pytest.raises(WorkerTimeout):
+        policy.wait([ref], verb="update")
+
+
+def test_a_signal_has_the_run_tell(hosting: Hosting, reward: FragileGroup) -> None:
+    said: list[str] = []
+    with telling_on_signal(hosting.roster, said.append):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        deadline = time.monotonic() + 20
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert said[0].startswith("the run waits for no worker\n") and "--- reward 0 is in:" in said[0]
