@@ -226,6 +226,7 @@ class Config:
             log_folder=str((self.run_folder / "logs").absolute()),
             rollout_workers=algo.online,
             reference=algo.online and algo.needs.reference and not self.tuning.is_own_reference,
+            reference_follows=algo.online and algo.reference_refresh.every_steps > 0,
             has_critic=algo.online and algo.needs.critic,
             policy_judges=isinstance(algo, ScoreObjective),
         )

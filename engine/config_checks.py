@@ -62,6 +62,7 @@ FROM_ZERO = (
     "critic.learning_rate",
     "critic.warmup_updates",
     "cluster.threads_per_worker",
+    "cluster.worker_restarts",
     "rollout.max_staleness",
     "reward.memory_gib",
     "evaluation.prompts",

@@ -354,6 +354,9 @@ class ClusterConfig:
     placement_timeout_s: float = 120.0
     startup_timeout_s: float = 900.0
     """For all workers to load their models."""
+    worker_restarts: int = 3
+    """Times that a reward worker, a rollout engine or a reference whose process dies is replaced; the step goes on with
+    the same result. 0: the run stops."""
     call_timeout_s: float = 3600.0
     """For one call to a worker; on expiry the error says who waits for whom."""
 
@@ -379,6 +382,8 @@ class TeamConfig:
     """Whether the run generates and scores (an offline stage does not)."""
     reference: bool
     """Whether a frozen copy of the policy is kept."""
+    reference_follows: bool
+    """Whether that copy moves towards the policy during the run."""
     has_critic: bool
     policy_judges: bool
     """Whether what is trained is a reward model: a head that gives a score in place of the language model's."""

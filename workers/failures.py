@@ -15,7 +15,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from workers.stacks import Whereabouts, stacks_of
+from workers.stacks import stacks_of
 from workers.stopped import RunStopped
 
 LOG_TAIL_LINES = 15
@@ -66,11 +66,7 @@ class Roster:
         self._log_folder = log_folder
         self._names: dict[str, str] = {}
         """By actor id."""
-        self._where: dict[str, Whereabouts] = {}
         self._waits: list[Wait] = []
-
-    def locate(self, name: str, where: Whereabouts) -> None:
-        self._where[name] = where
 
     @contextmanager
     def waiting(self, refs: Sequence[ObjectRef], *, role: str, verb: str) -> Iterator[None]:
@@ -92,11 +88,11 @@ class Roster:
                 f"the run waits for {names}, since {time.monotonic() - wait.began_s:.1f} s: the {wait.role} group is "
                 f"to {wait.verb}"
             )
-        return [*(lines or ["the run waits for no worker"]), *self._stacks(list(self._where))]
+        return [*(lines or ["the run waits for no worker"]), *self._stacks(sorted(self._names.values()))]
 
     def _stacks(self, named: Sequence[str]) -> list[str]:
         """Where these workers are in their code, in lines; everybody's whole stacks go to a file."""
-        told = stacks_of({name: (where, self.log_path(name)) for name, where in self._where.items()})
+        told = stacks_of({name: self.log_path(name) for name in self._names.values()})
         path = self._log_folder / "stacks.txt"
         with path.open("a") as file:
             for name, stacks in told.items():
@@ -140,7 +136,7 @@ class Roster:
         tails = [line for name in names[:MOST_LOGS] for line in self._log_tail(name)]
         told = f"{', '.join(names)} did not answer within {limit_s:g} s, while the {role} group was to {verb}"
         elsewhere = f"(it may itself be waiting for another worker; every log is in {self._log_folder})"
-        stacks = self._stacks([name for name in names[:MOST_LOGS] if name in self._where])
+        stacks = self._stacks(names[:MOST_LOGS])
         return WorkerTimeout("\n".join([told, *tails, *stacks, elsewhere]))
 
     def _culprit(self, error: Exception, refs: Sequence[ObjectRef]) -> str:

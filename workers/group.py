@@ -35,7 +35,7 @@ from workers.records import (
     WeightManifest,
     WeightReceipt,
 )
-from workers.stacks import Whereabouts, answer_with_stacks, here
+from workers.stacks import answer_with_stacks
 from workers.tally import UpdateReport
 
 MOST_GROUPS_AT_ONCE = 1_000_000
@@ -68,9 +68,12 @@ class WorkerGroup:
         arguments: Sequence[tuple[Any, ...]],
         secrets: Mapping[str, str] | None = None,
         concurrency: int = 1,
+        restarts: int = 0,
     ) -> None:
         """`arguments`: what each copy is constructed from; one bundle of the role for each. `secrets`: variables of its
-        environment that no log may hold. `concurrency`: calls that a copy answers side by side, on threads."""
+        environment that no log may hold. `concurrency`: calls that a copy answers side by side, on threads.
+        `restarts`: times that a copy whose process dies is constructed anew, and asked again what it had not answered;
+        only for one that nothing but its arguments decides."""
         self.role = role
         self._hosting = hosting
         bundles = [index for index, place in enumerate(hosting.places) if place.role == role]
@@ -81,6 +84,8 @@ class WorkerGroup:
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
                 max_concurrency=concurrency,
+                max_restarts=restarts,
+                max_task_retries=-1 if restarts else 0,
                 runtime_env={"env_vars": {**hosting.environment, **self.own_environment}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=hosting.placement, placement_group_bundle_index=bundle
@@ -96,8 +101,8 @@ class WorkerGroup:
         return len(self._actors)
 
     def ready(self) -> list[tuple[str, ObjectRef]]:
-        """A reference for each copy that resolves, to where it is, when it has been constructed."""
-        return [(name, actor.whereabouts.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
+        """A reference for each copy that resolves when it has been constructed."""
+        return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
 
     def memory_peaks(self) -> list[ObjectRef]:
         """A reference for each copy to what its verbs took since it was last asked."""
@@ -182,6 +187,11 @@ class StudentGroup(TrainerGroup):
 
 class PolicyGroup(StudentGroup):
     """The model that is trained to answer."""
+
+    @property
+    def publisher(self) -> ActorHandle:
+        """Who knows the weights that were published last."""
+        return self._actors[0]
 
     def look(
         self,
@@ -277,9 +287,18 @@ class ReferenceGroup(WorkerGroup):
 class RolloutGroup(WorkerGroup):
     """The rollout engines; a draw always goes to the same one."""
 
-    def __init__(self, worker_class: type, hosting: Hosting, *, arguments: Sequence[tuple[Any, ...]]) -> None:
-        # A group that waited outside its engine could not be decoded beside the others.
-        super().__init__(worker_class, hosting, role="rollout", arguments=arguments, concurrency=MOST_GROUPS_AT_ONCE)
+    def __init__(
+        self, worker_class: type, hosting: Hosting, *, arguments: Sequence[tuple[Any, ...]], restarts: int = 0
+    ) -> None:
+        super().__init__(
+            worker_class,
+            hosting,
+            role="rollout",
+            arguments=arguments,
+            # A group that waited outside its engine could not be decoded beside the others.
+            concurrency=MOST_GROUPS_AT_ONCE,
+            restarts=restarts,
+        )
 
     def generate(self, request: GroupRequest) -> ObjectRef:
         """A reference to the group's rollouts."""
@@ -329,9 +348,6 @@ def _logged(worker_class: type) -> type:
         def __repr__(self) -> str:
             """How Ray names it in tracebacks."""
             return self._name_in_run
-
-        def whereabouts(self) -> Whereabouts:
-            return here()
 
         def take_memory_peaks(self) -> dict[str, float]:
             return self._peaks.take()

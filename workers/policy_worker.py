@@ -77,6 +77,7 @@ class PolicyWorker(StudentWorker):
         self._version = 0
         self._adapter_is_served = served_rank(setup.tuning) > 0
         self._has_published = False
+        self._published: WeightManifest | None = None
 
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel:
         return load_language_model(setup.model, seed=setup.seed)
@@ -278,13 +279,18 @@ class PolicyWorker(StudentWorker):
             for _ in weights:
                 pass
             return None
-        return self._shared_weights.write(
+        self._published = self._shared_weights.write(
             chain(weights, adapter.items()),
             version=version,
             num_bytes=padded_bytes(chain(shapes_of(self._model) if sends_base else (), adapter.values())),
             adapter=adapter_settings(self._model) if adapter else "",
             rest_stays=learned_only,
         )
+        return self._published
+
+    def published(self) -> WeightManifest | None:
+        """What was laid out last, for an engine that replaces another; None before the first version."""
+        return self._published
 
 
 def _with_own_logprobs(past: Experience, policy: TokenLogprobs) -> Experience:

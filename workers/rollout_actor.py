@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import ray
 
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.records import Group, GroupRequest, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutEngine, RolloutWorker
+from workers.weight_sync import WeightSyncError
+
+READINGS = 3
+"""Attempts to read what is published."""
 
 
 def engine_class(kind: EngineKind) -> Callable[..., RolloutEngine]:
@@ -21,16 +28,49 @@ def engine_class(kind: EngineKind) -> Callable[..., RolloutEngine]:
     return HFEngine
 
 
+class Publisher(Protocol):
+    """The policy's first rank, as an actor."""
+
+    published: Any
+    """Answers with the manifest of the weights that were published last; None before the first."""
+
+
 class RolloutActor:
     """Holds one engine of the kind that the configuration names."""
 
     def __init__(
-        self, model: ModelConfig, rollout: RolloutConfig, cluster: ClusterConfig, seed: int, adapter_rank: int
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        cluster: ClusterConfig,
+        seed: int,
+        adapter_rank: int,
+        publisher: Publisher,
     ) -> None:
+        """One that replaces another, whose process died, serves the published weights before it is asked anything."""
         make = engine_class(rollout.engine)
         self._worker = RolloutWorker(
             lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank), max_running=rollout.max_running
         )
+
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._serve_what_is_published(publisher)
+
+    def _serve_what_is_published(self, publisher: Publisher) -> None:
+        """Raises WeightSyncError when they could not be read, again and again."""
+        for attempt in range(READINGS):
+            manifest = ray.get(publisher.published.remote())
+            if manifest is None:
+                return
+            try:
+                receipt = self._worker.load_weights(manifest).result()
+            except WeightSyncError:
+                # A newer version may have been laid out over the one that was being read.
+                if attempt == READINGS - 1:
+                    raise
+                continue
+            print(f"in place of one that died: serving version {receipt.version}, {receipt.checksum}", flush=True)
+            return
 
     async def generate(self, request: GroupRequest) -> Group:
         return await asyncio.wrap_future(self._worker.generate(request))

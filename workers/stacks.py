@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
+import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,39 +30,48 @@ class Whereabouts:
     """Where a worker's process is."""
 
     pid: int
+    started_s: float
+    """As psutil has it: a later process may get the same number."""
     node_id: str
 
 
-def here() -> Whereabouts:
-    """Of the calling worker."""
-    return Whereabouts(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id())
-
-
-def stacks_file(log: Path) -> Path:
-    """Where the worker of this log writes its stacks."""
-    return log.with_suffix(".stacks")
-
-
 def answer_with_stacks(log: Path) -> None:
-    """From now on this process answers the signal, in the file beside its log."""
+    """From now on this process answers the signal, in a file beside its log. Another file says where it is, which
+    changes when it is replaced."""
+    own = psutil.Process()
+    where = Whereabouts(pid=own.pid, started_s=own.create_time(), node_id=ray.get_runtime_context().get_node_id())
     # Open for as long as the process lives: it is written to from a signal handler.
-    file = stacks_file(log).open("a")
-    faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
+    faulthandler.register(STACKS_SIGNAL, file=_stacks_file(log).open("a"), all_threads=True)
+    _where_file(log).write_text(json.dumps(asdict(where)))
 
 
-def stacks_of(workers: Mapping[str, tuple[Whereabouts, Path]]) -> dict[str, str]:
+def whereabouts_of(log: Path) -> Whereabouts | None:
+    """Of the worker with this log; None before it is there."""
+    file = _where_file(log)
+    return Whereabouts(**json.loads(file.read_text())) if file.exists() else None
+
+
+def stacks_of(logs: Mapping[str, Path]) -> dict[str, str]:
     """What each worker, by name and with its log, answers; empty for one that does not."""
-    files = {name: stacks_file(log) for name, (_, log) in workers.items()}
+    files = {name: _stacks_file(log) for name, log in logs.items()}
     began = {name: file.stat().st_size for name, file in files.items() if file.exists()}
-    _ask([where for where, _ in workers.values()])
+    _ask([where for log in logs.values() if (where := whereabouts_of(log)) is not None])
     deadline = time.monotonic() + WRITTEN_WITHIN_S
     written: dict[str, str] = {}
     while time.monotonic() < deadline:
         before, written = written, {name: _written(files[name], since=size) for name, size in began.items()}
-        if len(written) == len(workers) and all(written.values()) and written == before:
+        if len(written) == len(logs) and all(written.values()) and written == before:
             break
         time.sleep(0.05)
-    return {name: written.get(name, "") for name in workers}
+    return {name: written.get(name, "") for name in logs}
+
+
+def _stacks_file(log: Path) -> Path:
+    return log.with_suffix(".stacks")
+
+
+def _where_file(log: Path) -> Path:
+    return log.with_suffix(".where")
 
 
 def _ask(places: Sequence[Whereabouts]) -> None:
@@ -70,19 +80,21 @@ def _ask(places: Sequence[Whereabouts]) -> None:
     far = []
     for where in places:
         if where.node_id == own_node:
-            _signal(where.pid)
+            _signal(where)
         else:
             there = NodeAffinitySchedulingStrategy(where.node_id, soft=False)
-            far.append(ray.remote(_signal).options(num_cpus=0, scheduling_strategy=there).remote(where.pid))
+            far.append(ray.remote(_signal).options(num_cpus=0, scheduling_strategy=there).remote(where))
     # A node that does not answer has no stacks to show, and those of the others are wanted all the more.
     with contextlib.suppress(GetTimeoutError, RayError):
         ray.get(far, timeout=FAR_WITHIN_S)
 
 
-def _signal(pid: int) -> None:
+def _signal(where: Whereabouts) -> None:
     # Whoever needs a worker that is gone says so.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, STACKS_SIGNAL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(where.pid)
+        if process.create_time() == where.started_s:
+            process.send_signal(STACKS_SIGNAL)
 
 
 def _written(file: Path, *, since: int) -> str:

@@ -38,8 +38,7 @@ def await_all(
         if not ready:
             raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
         group, name = waiting.pop(ready[0])
-        [where] = group.wait(ready, verb="start")
-        roster.locate(name, where)
+        group.wait(ready, verb="start")
         took_s[group.role] = time.monotonic() - began
         announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
     return took_s

@@ -187,18 +187,24 @@ def _make_workers(
         return [RankInfo(role=role, rank=rank, world_size=size, meeting=meeting) for rank in range(size)]
 
     engines = team.rollout.engines if team.rollout_workers else 0
+    own_policy = PolicyGroup(
+        RewardModelWorker if team.policy_judges else PolicyWorker,
+        hosting,
+        role="policy",
+        arguments=[(policy, rank) for rank in ranks("policy")],
+    )
+    adapter_rank = served_rank(team.tuning)
     return Workers(
         rollout=RolloutGroup(
             RolloutActor,
             hosting,
-            arguments=[(team.model, team.rollout, team.cluster, team.seed, served_rank(team.tuning))] * engines,
+            arguments=[
+                (team.model, team.rollout, team.cluster, team.seed, adapter_rank, own_policy.publisher)
+                for _ in range(engines)
+            ],
+            restarts=_engine_restarts(team),
         ),
-        policy=PolicyGroup(
-            RewardModelWorker if team.policy_judges else PolicyWorker,
-            hosting,
-            role="policy",
-            arguments=[(policy, rank) for rank in ranks("policy")],
-        ),
+        policy=own_policy,
         critic=CriticGroup(
             CriticWorker,
             hosting,
@@ -220,11 +226,19 @@ def _make_workers(
                 )
             ]
             * int(team.reference),
+            restarts=0 if team.reference_follows else team.cluster.worker_restarts,
         ),
         reward=reward,
         judge=judge,
         shares_devices=team.shares_devices,
     )
+
+
+def _engine_restarts(team: TeamConfig) -> int:
+    """None where a new engine could not be what the old one was: its memory is the trainer's for half of the time, or
+    the base that its adapter stands on was sent once, long ago."""
+    sent_once = served_rank(team.tuning) > 0 and team.tuning.changes_base
+    return 0 if team.shares_devices or sent_once else team.cluster.worker_restarts
 
 
 def _of_critic(team: TeamConfig) -> TuningConfig:
@@ -268,4 +282,5 @@ def _make_judges(
         arguments=[(rewards, canaries, setup if config.model else config)] * judges,
         secrets=secrets,
         concurrency=config.processes + 1,
+        restarts=team.cluster.worker_restarts,
     )

@@ -218,7 +218,7 @@ def stub_team(config: Config, logs: Path) -> Iterator[Workers]:
     )
     with reserved(places, timeout_s=60.0) as placement:
         hosting = Hosting(
-            placement=placement, places=places, environment={}, roster=Roster(logs.absolute()), call_timeout_s=300.0
+            placement=placement, places=places, environment={}, roster=Roster(logs.absolute()), call_timeout_s=1800.0
         )
         yield Workers(
             policy=PolicyGroup(StubPolicy, hosting, role="policy", arguments=[("trainer",)]),

@@ -45,7 +45,7 @@ from workers.process_settings import KEEP_FREED_MEMORY
 from workers.records import Group, GroupRequest, Prompt, Sampling
 from workers.team import Workers
 
-ENGINES = (1, 8, 64)
+ENGINES = (1, 16, 64)
 PROMPTS, SIBLINGS, PROMPT_TOKENS, STEPS, WARM_UP_STEPS = 64, 8, 200, 8, 3
 DATA_BYTES, DATA_GROUPS = 256 << 20, 64
 SUMMARY_BYTES = 800

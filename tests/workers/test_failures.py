@@ -81,11 +81,7 @@ def reward(hosting: Hosting) -> FragileGroup:
 def started(hosting: Hosting, role: str, *moods: str) -> FragileGroup:
     """Copies that have been constructed, well or not: starting takes longer than the calls may."""
     group = FragileGroup(fragile(), hosting, role=role, arguments=[(mood,) for mood in moods])
-    ready = group.ready()
-    ray.wait([ref for _, ref in ready], num_returns=len(group), timeout=60)
-    for name, ref in ready:
-        if "unlucky" not in moods:
-            hosting.roster.locate(name, ray.get(ref))
+    ray.wait([ref for _, ref in group.ready()], num_returns=len(group), timeout=60)
     return group
 
 

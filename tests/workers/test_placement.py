@@ -36,6 +36,7 @@ def team(**changes: object) -> TeamConfig:
         "log_folder": "logs",
         "rollout_workers": True,
         "reference": True,
+        "reference_follows": False,
         "has_critic": False,
         "policy_judges": False,
     }
