@@ -74,6 +74,7 @@ FROM_ZERO = (
     "checks.max_skipped_steps",
     "run.epochs",
     "run.save_every_steps",
+    "run.max_restarts",
     "run.keep_rollouts_every_steps",
     "run.show_responses_every_steps",
     "run.seed",

@@ -16,11 +16,12 @@ from contextlib import closing
 
 from engine.announcements import announcements
 from engine.checkpoint import CheckpointError
-from engine.config import ConfigError, help_text, load_config
+from engine.config import Config, ConfigError, help_text, load_config
 from engine.data.base import DataError
 from engine.data_check import account_for_data, check_data, only_checks
 from engine.fit import check_fit
 from engine.machine import this_machine
+from engine.restarts import with_restarts
 from engine.resume import find_progress, open_checkpoints
 from engine.tasks import prepare_offline, prepare_online
 from engine.tracking import Tracker
@@ -37,6 +38,11 @@ def main(argv: Sequence[str]) -> None:
     if only_checks(config):
         print(check_data(config))
         return
+    with_restarts(attempt, config)
+
+
+def attempt(config: Config) -> None:
+    """The run, from where it stands to its end."""
     fit = check_fit(config, this_machine())
     checkpoints = open_checkpoints(config)
     with closing(Tracker(config)) as tracker:

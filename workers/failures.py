@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from workers.stacks import stacks_of
-from workers.stopped import RunStopped
+from workers.stopped import RunStopped, WorkerDied
 
 LOG_TAIL_LINES = 15
 LONGEST_LOG_LINE = 200
@@ -36,10 +36,6 @@ CARETS = re.compile(r"[\s^~]+")
 
 class WorkerFailed(RunStopped):
     """A worker could not be made: its constructor raised."""
-
-
-class WorkerDied(RunStopped):
-    """A worker's process is gone."""
 
 
 class WorkerTimeout(RunStopped):

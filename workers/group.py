@@ -36,8 +36,10 @@ from workers.records import (
     WeightReceipt,
 )
 from workers.stacks import answer_with_stacks
+from workers.stopped import WorkerDied
 from workers.tally import UpdateReport
 
+DEATH_KNOWN_WITHIN_S = 5.0
 MOST_GROUPS_AT_ONCE = 1_000_000
 """In one rollout engine: as many as are asked for."""
 
@@ -147,6 +149,27 @@ class WorkerGroup:
 
 class TrainerGroup(WorkerGroup):
     """The data-parallel ranks of a model that learns; every verb is a collective of all ranks."""
+
+    def wait(self, refs: Sequence[ObjectRef], *, verb: str) -> list[Any]:
+        """The same. Where one rank died, the error of another that missed it is not what happened: WorkerDied is."""
+        try:
+            return super().wait(refs, verb=verb)
+        except WorkerDied:
+            raise
+        except Exception:  # whatever a library raises when its peer is gone; raised again unless one is
+            self._raise_a_death(refs, verb=verb)
+            raise
+
+    def _raise_a_death(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
+        """Ray hears of a death a moment after the other ranks do."""
+        answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_KNOWN_WITHIN_S, fetch_local=False)
+        for ref in answered:
+            try:
+                ray.get(ref, timeout=DEATH_KNOWN_WITHIN_S)
+            except RayActorError as error:
+                raise self._hosting.roster.died(error, refs, role=self.role, verb=verb) from None
+            except (RayTaskError, GetTimeoutError):
+                continue
 
     def save(self, folder: Path) -> None:
         self.wait([actor.save.remote(folder) for actor in self._actors], verb="save")

@@ -15,10 +15,10 @@ import ray
 from hosted import hosting_for
 from ray import ObjectRef
 
-from workers.failures import LOG_TAIL_LINES, WorkerDied, WorkerFailed, WorkerTimeout
+from workers.failures import LOG_TAIL_LINES, WorkerFailed, WorkerTimeout
 from workers.group import Hosting, WorkerGroup
 from workers.placement import Place
-from workers.stopped import RunStopped
+from workers.stopped import RunStopped, WorkerDied
 from workers.telling import telling_on_signal
 
 PLACES = tuple(

@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle of a run is replaced, and the run is the one that nobody disturbed."""
+"""Whoever is killed in the middle of a run, the run ends as the one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -75,6 +75,29 @@ def test_a_run_whose_workers_are_killed_is_bit_for_bit_the_run_that_was_left_alo
     for aspect in verify(whole.folder, run, tolerance=0.0):
         assert aspect.compared and not aspect.differences, aspect.told()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(run) in " ".join(p.info["cmdline"] or ())]
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(("train.ranks=2",), marks=pytest.mark.slow)], ids=["alone", "ranks"])
+def test_a_run_whose_trainer_is_killed_goes_on_from_its_checkpoint_to_the_same_end(
+    more: tuple[str, ...], whole: Finished, tmp_path: Path
+) -> None:
+    undisturbed = whole
+    if more:
+        undisturbed = run_main(*SETTINGS, *more, folder=tmp_path, name="whole")
+        assert undisturbed.exit_code == 0, undisturbed.output
+    exit_code, output = disturbed(tmp_path, (7, "policy_0"), more=more)
+    assert exit_code == 0, output
+    assert "heliostat: policy 0 died while it was to" in output
+    assert "going on from the newest checkpoint (run.max_restarts: 3 left)" in output
+    assert "going on after step 5" in output
+    for aspect in verify(undisturbed.folder, tmp_path / "disturbed", tolerance=0.0):
+        assert aspect.compared and not aspect.differences, aspect.told()
+
+
+@pytest.mark.slow
+def test_a_run_that_may_not_restart_stops_when_its_trainer_dies(tmp_path: Path) -> None:
+    exit_code, output = disturbed(tmp_path, (1, "policy_0"), more=("run.max_restarts=0",))
+    assert exit_code == 1 and "the run stopped: policy 0 died while it was to" in output
 
 
 @pytest.mark.slow
