@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
-
+from engine.shuffle import Shuffle
 from workers.stopped import RunStopped
 
 
@@ -39,14 +38,10 @@ class Draw:
 
 
 class Ledger:
-    """Every epoch is a shuffle of its own, keyed by (seed, epoch), so a ledger that starts late goes on the same."""
+    """Which draws are in flight, since which weights, and how many more may be."""
 
-    def __init__(
-        self, *, num_prompts: int, seed: int, next_draw: int, groups_per_step: int, max_staleness: int
-    ) -> None:
-        self._num_prompts, self._seed = num_prompts, seed
-        self._epoch, self._order = -1, np.arange(0)
-        self._not_asked = next_draw
+    def __init__(self, shuffle: Shuffle, *, next_draw: int, groups_per_step: int, max_staleness: int) -> None:
+        self._shuffle, self._not_asked = shuffle, next_draw
         self._in_flight: dict[int, Draw] = {}
         self._groups_per_step, self._max_staleness = groups_per_step, max_staleness
 
@@ -73,11 +68,7 @@ class Ledger:
 
     def admit(self, *, version: int) -> Draw:
         """The next draw, in flight from now on."""
-        epoch, position = divmod(self._not_asked, self._num_prompts)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._num_prompts)
-        draw = Draw(number=self._not_asked, prompt=int(self._order[position]), version=version)
+        draw = Draw(number=self._not_asked, prompt=self._shuffle.row(self._not_asked), version=version)
         self._in_flight[draw.number] = draw
         self._not_asked += 1
         return draw

@@ -8,7 +8,7 @@ from typing import Protocol
 from engine.data.bad_rows import BadRowPolicy, BadRows, Tolerance
 from engine.data.reading import CHECKED, RecordStream
 from engine.data.render import LessonMaker
-from engine.rollout_stream import Ledger
+from engine.shuffle import Shuffle
 from workers.lessons import Lesson
 
 
@@ -39,16 +39,18 @@ class ShuffledLessons:
 
     def __init__(self, lessons: Sequence[Lesson], *, seed: int, next_draw: int) -> None:
         self._lessons = lessons
-        self._ledger = Ledger(num_prompts=len(lessons), seed=seed, next_draw=next_draw)
+        self._shuffle, self._next_draw = Shuffle(num_rows=len(lessons), seed=seed), next_draw
         self.bad = BadRows(Tolerance())
         """None: what is in memory was looked at before."""
 
     @property
     def next_draw(self) -> int:
-        return self._ledger.next_draw
+        return self._next_draw
 
     def take(self, count: int) -> list[Lesson]:
-        return [self._lessons[self._ledger.admit()[1]] for _ in range(count)]
+        draws = range(self._next_draw, self._next_draw + count)
+        self._next_draw += count
+        return [self._lessons[self._shuffle.row(draw)] for draw in draws]
 
     def forget_surplus(self) -> None:
         """There is none."""

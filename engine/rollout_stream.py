@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from engine.algorithms.base import Algorithm
 from engine.algorithms.dynamic_sampling import Exhausted, Surplus
 from engine.ledger import Draw, Ledger
+from engine.shuffle import Shuffle
 from rewards.score import Failure
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt, Sampling
@@ -122,8 +123,7 @@ class RolloutStream:
         self._rollout, self._reward = rollout, reward
         self._sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_response_tokens)
         self._ledger = Ledger(
-            num_prompts=len(prompts),
-            seed=seed,
+            Shuffle(num_rows=len(prompts), seed=seed),
             next_draw=next_draw,
             groups_per_step=rollout.prompts_per_step,
             max_staleness=rollout.max_staleness,

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.config import Config, load_config
-from engine.ledger import Ledger
 from engine.origin import config_hash, git_version
+from engine.shuffle import Shuffle
 from engine.tasks import prepare_online
 from tests.bench._forced_lengths import LENGTHS_ENV, lognormal
 from tests.bench._output import tell
@@ -103,13 +103,11 @@ def plan_for(steps: int, overrides: Sequence[str], *, names: Sequence[str] = tup
     traces = ["", *(name for name in names for _ in range(steps))]
     config = load_config([*OURS, f"data.rows={PROMPTS * len(traces)}", f"run.steps={len(traces)}", *overrides])
     task = prepare_online(config)
-    ledger = Ledger(
-        num_prompts=len(task.prompts), seed=config.run.seed, next_draw=0, groups_per_step=PROMPTS, max_staleness=0
-    )
+    shuffle = Shuffle(num_rows=len(task.prompts), seed=config.run.seed)
     return Plan(
         traces=tuple(traces),
         lengths=tuple(_lengths(TRACES.get(name), step) for step, name in enumerate(traces)),
-        prompts=tuple(task.prompts[ledger.admit(version=0).prompt] for _ in range(PROMPTS * len(traces))),
+        prompts=tuple(task.prompts[shuffle.row(draw)] for draw in range(PROMPTS * len(traces))),
         config=config,
     )
 

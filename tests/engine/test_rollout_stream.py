@@ -19,6 +19,7 @@ from engine.algorithms.remax import ReMax
 from engine.algorithms.shaping import Shaping
 from engine.ledger import Ledger, WrongWeights
 from engine.rollout_stream import NotEnoughGroups, RewardsFailed, RolloutStream, Taken
+from engine.shuffle import Shuffle
 from rewards.score import Failure, FailureKind, Score
 from workers.config import RewardConfig, RolloutConfig
 from workers.records import GroupRequest, GroupSummary, Prompt
@@ -780,37 +781,33 @@ def test_the_ledger_counts_every_draw_once_and_lets_none_grow_too_old(
         assert not ledger.in_flight and sum(own == "kept" for own in fate.values()) == size * steps
 
 
-def ledger_of(*, prompts: int = 10, seed: int = 1, next_draw: int = 0, size: int = 4, staleness: int = 0) -> Ledger:
-    return Ledger(num_prompts=prompts, seed=seed, next_draw=next_draw, groups_per_step=size, max_staleness=staleness)
+def ledger_of(*, size: int = 4, staleness: int = 0) -> Ledger:
+    return Ledger(Shuffle(num_rows=10, seed=1), next_draw=0, groups_per_step=size, max_staleness=staleness)
 
 
-def admitted(count: int, *, prompts: int, seed: int, next_draw: int = 0) -> list[tuple[int, int]]:
-    ledger = ledger_of(prompts=prompts, seed=seed, next_draw=next_draw)
-    draws = [ledger.admit(version=0) for _ in range(count)]
-    return [(draw.number, draw.prompt) for draw in draws]
+def rows(count: int, *, prompts: int, seed: int, start: int = 0) -> list[int]:
+    shuffle = Shuffle(num_rows=prompts, seed=seed)
+    return [shuffle.row(draw) for draw in range(start, start + count)]
 
 
 @settings(max_examples=50, deadline=None)
 @given(prompts=st.integers(1, 60), seed=st.integers(0, 2**31), epochs=st.integers(1, 4))
 def test_an_epoch_visits_every_prompt_exactly_once(prompts: int, seed: int, epochs: int) -> None:
-    sequence = admitted(prompts * epochs, prompts=prompts, seed=seed)
-    assert [draw for draw, _ in sequence] == list(range(prompts * epochs))
+    sequence = rows(prompts * epochs, prompts=prompts, seed=seed)
     for epoch in range(epochs):
-        visited = [prompt for _, prompt in sequence[epoch * prompts : (epoch + 1) * prompts]]
-        assert sorted(visited) == list(range(prompts))
+        assert sorted(sequence[epoch * prompts : (epoch + 1) * prompts]) == list(range(prompts))
 
 
 @settings(max_examples=50, deadline=None)
 @given(prompts=st.integers(1, 40), seed=st.integers(0, 2**31), start=st.integers(0, 130))
-def test_a_ledger_that_starts_late_says_what_the_first_would_have_said(prompts: int, seed: int, start: int) -> None:
-    whole = admitted(start + 50, prompts=prompts, seed=seed)
-    assert admitted(50, prompts=prompts, seed=seed, next_draw=start) == whole[start:]
+def test_an_order_that_is_asked_late_is_what_it_would_have_been(prompts: int, seed: int, start: int) -> None:
+    assert rows(50, prompts=prompts, seed=seed, start=start) == rows(start + 50, prompts=prompts, seed=seed)[start:]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = []
     for seed in range(4):
-        sequence = [prompt for _, prompt in admitted(300, prompts=100, seed=seed)]
+        sequence = rows(300, prompts=100, seed=seed)
         orders += [tuple(sequence[start : start + 100]) for start in (0, 100, 200)]
     assert len(set(orders)) == len(orders)
     assert tuple(range(100)) not in orders
