@@ -5,9 +5,7 @@ A worker becomes an actor here, where its bundle is known. Every wait has a dead
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from workers.actor_class import as_actor
 from workers.failures import Roster
 from workers.lessons import Lesson, Objective, Share
-from workers.memory import Peaks, watched
 from workers.placement import Place
 from workers.process_settings import WAIT_ASLEEP
 from workers.records import (
@@ -35,7 +33,6 @@ from workers.records import (
     WeightManifest,
     WeightReceipt,
 )
-from workers.stacks import answer_with_stacks
 from workers.stopped import WorkerDied
 from workers.tally import UpdateReport
 
@@ -80,9 +77,12 @@ class WorkerGroup:
         self._hosting = hosting
         bundles = [index for index, place in enumerate(hosting.places) if place.role == role]
         self._names = [hosting.places[bundle].name for bundle in bundles]
+        # By which an actor finds another; a handle among its arguments could not be restored when it is replaced.
+        self._ray_names = [f"{name} {uuid.uuid4().hex}" for name in self._names]
         self._actors: list[ActorHandle] = [
-            ray.remote(_logged(worker_class))
+            ray.remote(as_actor(worker_class))
             .options(
+                name=ray_name,
                 num_cpus=hosting.places[bundle].cpus,
                 num_gpus=hosting.places[bundle].gpus,
                 max_concurrency=concurrency,
@@ -94,7 +94,7 @@ class WorkerGroup:
                 ),
             )
             .remote(name, str(hosting.roster.log_path(name)), dict(secrets or {}), *own)
-            for bundle, name, own in zip(bundles, self._names, arguments, strict=True)
+            for bundle, name, ray_name, own in zip(bundles, self._names, self._ray_names, arguments, strict=True)
         ]
         for name, actor in zip(self._names, self._actors, strict=True):
             hosting.roster.enlist(name, actor)
@@ -212,9 +212,9 @@ class PolicyGroup(StudentGroup):
     """The model that is trained to answer."""
 
     @property
-    def publisher(self) -> ActorHandle:
-        """Who knows the weights that were published last."""
-        return self._actors[0]
+    def publisher(self) -> str:
+        """Ray's name of the rank that knows which weights were published last."""
+        return self._ray_names[0]
 
     def look(
         self,
@@ -350,42 +350,3 @@ class RewardGroup(WorkerGroup):
     def score(self, group: ObjectRef, *, draw: int) -> ObjectRef:
         """A reference to the group's summary. The rollouts themselves stay where they were made."""
         return self._actors[draw % len(self)].score.remote(group)
-
-
-def _logged(worker_class: type) -> type:
-    """The worker, with a name of its own, everything that its process prints going to a file of its own, and the
-    memory of its verbs watched."""
-
-    class Logged(worker_class):
-        def __init__(self, name: str, log_path: str, secrets: dict[str, str], *arguments: Any) -> None:
-            self._name_in_run, self._peaks = name, Peaks()
-            os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
-            _redirect_output(Path(log_path))
-            answer_with_stacks(Path(log_path))
-            super().__init__(*arguments)
-            # Libraries are never garbage: a collection that looks at all of them stops every thread for a fifth of a
-            # second, again and again.
-            gc.collect()
-            gc.freeze()
-
-        def __repr__(self) -> str:
-            """How Ray names it in tracebacks."""
-            return self._name_in_run
-
-        def take_memory_peaks(self) -> dict[str, float]:
-            return self._peaks.take()
-
-    for verb, call in watched(worker_class, lambda worker: worker._peaks).items():
-        setattr(Logged, verb, call)
-    Logged.__name__ = Logged.__qualname__ = worker_class.__name__
-    return Logged
-
-
-def _redirect_output(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

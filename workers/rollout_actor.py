@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import ray
 
@@ -28,13 +27,6 @@ def engine_class(kind: EngineKind) -> Callable[..., RolloutEngine]:
     return HFEngine
 
 
-class Publisher(Protocol):
-    """The policy's first rank, as an actor."""
-
-    published: Any
-    """Answers with the manifest of the weights that were published last; None before the first."""
-
-
 class RolloutActor:
     """Holds one engine of the kind that the configuration names."""
 
@@ -45,9 +37,10 @@ class RolloutActor:
         cluster: ClusterConfig,
         seed: int,
         adapter_rank: int,
-        publisher: Publisher,
+        publisher: str,
     ) -> None:
-        """One that replaces another, whose process died, serves the published weights before it is asked anything."""
+        """`publisher`: Ray's name of the policy's first rank. An actor that replaces another, whose process died,
+        serves what that rank published last, before it is asked anything."""
         make = engine_class(rollout.engine)
         self._worker = RolloutWorker(
             lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank), max_running=rollout.max_running
@@ -56,10 +49,10 @@ class RolloutActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._serve_what_is_published(publisher)
 
-    def _serve_what_is_published(self, publisher: Publisher) -> None:
-        """Raises WeightSyncError when they could not be read, again and again."""
+    def _serve_what_is_published(self, publisher: str) -> None:
+        """Raises WeightSyncError when it could not be read, again and again."""
         for attempt in range(READINGS):
-            manifest = ray.get(publisher.published.remote())
+            manifest: WeightManifest | None = ray.get(ray.get_actor(publisher).published.remote())
             if manifest is None:
                 return
             try:

@@ -40,8 +40,9 @@ PLANS = {
     "kto": Plan(objective=KTO()),
     "orpo": Plan(objective=ORPO(odds_coef=1.0)),
     "simpo": Plan(objective=SimPO()),
-    # A head that starts at nothing takes longer than a policy that can add already; how long, a rounding decides.
-    "rm": Plan(objective=RM(center_coef=0.01), steps=280, lessons_per_step=64, learning_rate=1e-3),
+    # A head that starts at nothing takes longer than a policy that can add already. At twice this rate it stays where
+    # it is on some processors.
+    "rm": Plan(objective=RM(center_coef=0.01), steps=280, lessons_per_step=64, learning_rate=5e-4),
 }
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 

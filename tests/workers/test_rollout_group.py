@@ -105,7 +105,7 @@ def hosting(tmp_path: Path) -> Iterator[Hosting]:
 
 def test_a_group_that_is_cut_off_is_waited_for_no_longer_and_its_tokens_are_counted(hosting: Hosting) -> None:
     group = RolloutGroup(
-        actor_of_cut(), hosting, arguments=[(ModelConfig(), RolloutConfig(), ClusterConfig(), 0, 0, None)]
+        actor_of_cut(), hosting, arguments=[(ModelConfig(), RolloutConfig(), ClusterConfig(), 0, 0, "nobody")]
     )
     refs = [group.generate(asked(draw)) for draw in range(3)]
     assert group.wait_for_one(refs, verb="sample") == 0
@@ -120,7 +120,7 @@ def test_a_group_that_is_cut_off_is_waited_for_no_longer_and_its_tokens_are_coun
 
 def test_no_group_waits_outside_the_engine_until_another_has_ended(hosting: Hosting) -> None:
     group = RolloutGroup(
-        actor_of_many(), hosting, arguments=[(ModelConfig(), RolloutConfig(), ClusterConfig(), 0, 0, None)]
+        actor_of_many(), hosting, arguments=[(ModelConfig(), RolloutConfig(), ClusterConfig(), 0, 0, "nobody")]
     )
     refs = [group.generate(asked(draw)) for draw in range(GROUPS)]
     arrived: list[Group] = group.wait(refs, verb="sample")
