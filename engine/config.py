@@ -81,7 +81,8 @@ class RunConfig:
     resume: Resume = Resume.AUTO
     """auto goes on from the newest valid checkpoint of the same run; never starts over."""
     max_restarts: int = 3
-    """Times that the run goes on by itself, from its newest checkpoint, after a trainer's process died."""
+    """Times that the run goes on by itself, from its newest checkpoint, after a trainer's process died, or another
+    worker's once more than it may (cluster.worker_restarts)."""
     keep_rollouts_every_steps: int = 10
     """Steps between two files of rollouts, for people and for replay; 0 keeps only the last step's."""
     show_responses_every_steps: int = 10

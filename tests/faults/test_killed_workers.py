@@ -103,7 +103,7 @@ def test_a_run_that_may_not_restart_stops_when_its_trainer_dies(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_worker_that_dies_more_often_than_it_may_ends_the_run_with_its_name(tmp_path: Path) -> None:
     killed = ((1, "reward_0"), (2, "reward_0"))
-    exit_code, output = disturbed(tmp_path, *killed, more=("cluster.worker_restarts=1",))
+    exit_code, output = disturbed(tmp_path, *killed, more=("cluster.worker_restarts=1", "run.max_restarts=0"))
     assert exit_code == 1
     assert "reward 0 died while it was to score a group" in output
     assert f"the last lines of {tmp_path}/disturbed/logs/reward_0.log" in output
