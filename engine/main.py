@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -65,7 +66,14 @@ def attempt(config: Config) -> None:
 
         train = train_online if config.algo.online else train_offline
         team = config.team()
-        with start_workers(team, task.rewards, task.canaries, announce=tracker.say, started=tracker.started) as workers:
+        with start_workers(
+            team,
+            task.rewards,
+            task.canaries,
+            announce=tracker.say,
+            started=tracker.started,
+            tell=tracker.show_lines,
+        ) as workers:
             train(config, task, start, workers, tracker, checkpoints)
             with tracker.phase("export"):
                 exported = export(config, workers)
@@ -80,6 +88,8 @@ def run(argv: Sequence[str]) -> int:
     keep_bytecode()
     # A cluster's polite kill ends a run as a person's does: every worker is buried.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until there are workers to tell of, who asks what the run does is told where it is.
+    signal.signal(signal.SIGUSR1, lambda number, frame: traceback.print_stack(frame))
     try:
         main(argv)
     except MISTAKES as mistake:

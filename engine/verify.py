@@ -18,11 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from engine.checkpoint import STATE, CheckpointState
-from engine.fingerprint import flattened
-from engine.resume import MAY_CHANGE
 
 OF_THIS_MACHINE = ("time/", "memory/", "tokens_per_s", "reward/judging_s")
 """Metrics that no two runs share."""
@@ -67,12 +63,12 @@ class Compared:
 def verify(one: Path, other: Path, *, tolerance: float) -> tuple[Compared, ...]:
     """Raises NoRun."""
     for folder in (one, other):
-        if not (folder / "config.yaml").exists() or not (folder / "metrics.jsonl").exists():
-            raise NoRun(f"{folder} is no run's folder: config.yaml and metrics.jsonl are not both there")
+        if not (folder / "metrics.jsonl").exists():
+            raise NoRun(f"{folder} is no run's folder: there is no metrics.jsonl")
     rows, others = _rows(one), _rows(other)
     states, other_states = _states(one), _states(other)
     return (
-        _by_key("config", _settings(one), _settings(other)),
+        _by_key("config", _settings(states), _settings(other_states)),
         _by_key("data", *(_of_states(own, _data) for own in (states, other_states)), both=True),
         _by_key("ledger", *(_of_states(own, _next_draw) for own in (states, other_states)), both=True),
         _by_key("rollouts", _rollouts(one), _rollouts(other), both=True),
@@ -97,10 +93,9 @@ def _by_key(aspect: str, one: Mapping[str, object], other: Mapping[str, object],
     )
 
 
-def _settings(run: Path) -> dict[str, object]:
-    """Those that decide what is learned."""
-    flat = flattened(yaml.safe_load((run / "config.yaml").read_text()))
-    return {key: value for key, value in flat.items() if not key.startswith(MAY_CHANGE) or key == "run.seed"}
+def _settings(states: Mapping[int, CheckpointState]) -> Mapping[str, str]:
+    """Those that decide what is learned, as the newest checkpoint has them; none without one."""
+    return states[max(states)].config if states else {}
 
 
 def _rows(run: Path) -> list[Row]:

@@ -76,12 +76,19 @@ def test_ctrl_c_leaves_no_process_and_a_reward_of_ones_own_is_used(tmp_path: Pat
         stderr=subprocess.STDOUT,
         text=True,
     )
-    lines = []
+    lines = [run.stdout.readline()]
+    os.kill(run.pid, signal.SIGUSR1)  # asked before there are workers, and again when there are
     while not any("step 2/" in line for line in lines[-1:]):
         line = run.stdout.readline()
         assert line, "".join(lines)
         lines.append(line)
     assert any("reward" in line for line in lines)
+    assert any(", in attempt" in line for line in lines)
+    os.kill(run.pid, signal.SIGUSR1)
+    while "everybody's whole stacks are in" not in lines[-1]:
+        lines.append(run.stdout.readline())
+        assert lines[-1], "".join(lines)
+    assert any("the run waits for" in line for line in lines) and any("--- policy 0 is in:" in line for line in lines)
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 4  # Ray's own, and the workers
     os.kill(run.pid, signal.SIGINT)

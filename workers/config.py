@@ -356,7 +356,7 @@ class ClusterConfig:
     """For all workers to load their models."""
     worker_restarts: int = 3
     """Times that a reward worker, a rollout engine or a reference whose process dies is replaced; the step goes on with
-    the same result. 0: the run stops."""
+    the same draws, seeds and weights. 0: its death is that of the run, see run.max_restarts."""
     call_timeout_s: float = 3600.0
     """For one call to a worker; on expiry the error says who waits for whom."""
 

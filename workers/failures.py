@@ -20,7 +20,8 @@ from workers.stopped import RunStopped, WorkerDied
 
 LOG_TAIL_LINES = 15
 LONGEST_LOG_LINE = 200
-INNERMOST_FRAMES = 4
+INNERMOST_FRAMES, MOST_THREADS = 4, 3
+OWN_CODE, LIBRARIES = str(Path(__file__).resolve().parents[1]), "site-packages"
 MOST_LOGS = 3
 """Logs that one message quotes, when many workers are late."""
 ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
@@ -95,8 +96,9 @@ class Roster:
                 file.write(f"=== {name}, {time.strftime('%F %T')}\n{stacks or '(no answer)'}\n")
         lines = []
         for name in named:
-            frames = _innermost(told.get(name, ""))
-            lines += [f"--- {name} is in:", *(f"    {frame}" for frame in frames or ["(it does not answer)"])]
+            stacks = told.get(name, "")
+            frames = _innermost(stacks) or ["(nothing of the run's own)" if stacks else "(it does not answer)"]
+            lines += [f"--- {name} is in:", *(f"    {frame}" for frame in frames)]
         return [*lines, f"(everybody's whole stacks are in {path})"]
 
     def enlist(self, name: str, actor: ActorHandle) -> None:
@@ -154,9 +156,14 @@ class Roster:
 
 
 def _innermost(stacks: str) -> list[str]:
-    """The last frames of the thread that does the work: the main one, which comes last."""
-    frames = [line.strip() for line in stacks.rpartition("hread 0x")[2].splitlines() if line.startswith("  File ")]
-    return frames[:INNERMOST_FRAMES]
+    """The last frames of the threads that are in code of the run's, as far as Python knows; the others serve Ray, or
+    wait in a library."""
+    threads = [
+        [line.strip() for line in thread.splitlines() if line.startswith("  File ")]
+        for thread in stacks.split("hread 0x")[1:]
+    ]
+    own = [frames for frames in threads if any(OWN_CODE in frame and LIBRARIES not in frame for frame in frames)]
+    return [frame for frames in own[:MOST_THREADS] for frame in frames[:INNERMOST_FRAMES]]
 
 
 def _doing(name: str, role: str, verb: str) -> str:

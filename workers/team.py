@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from workers.reward_model_worker import RewardModelWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
 from workers.starting import Announce, TookS, await_all
-from workers.telling import telling_on_signal
+from workers.telling import TellLines, telling_on_signal
 from workers.train_worker import RankInfo, TrainerSetup
 from workers.weight_sync import WeightSyncError
 
@@ -117,22 +117,23 @@ def start_workers(
     *,
     announce: Announce,
     started: TookS,
+    tell: TellLines,
 ) -> Iterator[Workers]:
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
-    what has been started, in words, and `started` the seconds that Ray took and then each role. `rewards` is empty for
-    a run that judges nothing, or by a reward model alone.
+    what has been started, in words, and `started` the seconds that Ray took and then each role; `tell` is told, when a
+    signal asks, what the run waits for. `rewards` is empty for a run that judges nothing, or by a reward model alone.
     """
     places, began = places_for(team), time.monotonic()
+    roster = Roster(Path(team.log_folder).resolve())
     announce("starting Ray")
     with (
-        ExitStack() as waits,
         connected(team.cluster, places),
+        telling_on_signal(roster, tell),
         reserved(places, timeout_s=team.cluster.placement_timeout_s) as placement,
         meeting_point(ray.util.get_node_ip_address()) as meeting,
     ):
-        roster = Roster(Path(team.log_folder).resolve())
         hosting = Hosting(
             placement=placement,
             places=places,
@@ -140,15 +141,14 @@ def start_workers(
             roster=roster,
             call_timeout_s=team.cluster.call_timeout_s,
         )
-        waits.enter_context(telling_on_signal(roster, announce))
         took_s, timeout_s = {"ray": time.monotonic() - began}, team.cluster.startup_timeout_s
         # The functions are tried where they will run, and the judge that they ask is up by then.
         judge = _make_judge_server(team, hosting)
-        took_s |= await_all([judge], hosting.roster, timeout_s=timeout_s, announce=announce)
+        took_s |= await_all([judge], roster, timeout_s=timeout_s, announce=announce)
         reward = _make_judges(team, rewards, canaries, judge, hosting)
         workers = _make_workers(team, reward, judge, hosting, meeting)
         groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
-        took_s |= await_all(groups, hosting.roster, timeout_s=timeout_s, announce=announce)
+        took_s |= await_all(groups, roster, timeout_s=timeout_s, announce=announce)
         started(took_s)
         yield workers
 

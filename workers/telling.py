@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from workers.failures import Roster
 from workers.stacks import STACKS_SIGNAL
-from workers.starting import Announce
+
+TellLines = Callable[[Sequence[str]], None]
 
 
 @contextmanager
-def telling_on_signal(roster: Roster, announce: Announce) -> Iterator[None]:
+def telling_on_signal(roster: Roster, tell: TellLines) -> Iterator[None]:
     """While the block runs, `kill -USR1` has the run say who waits for whom since when, and where everybody is.
 
     Only a process's main thread can be asked; in another one, nothing is done.
@@ -23,12 +24,9 @@ def telling_on_signal(roster: Roster, announce: Announce) -> Iterator[None]:
         yield
         return
 
-    def tell() -> None:
-        announce("\n".join(roster.report()))
-
     def on_signal(number: int, frame: FrameType | None) -> None:
         # Not here: the main thread may hold any lock.
-        threading.Thread(target=tell, name="telling", daemon=True).start()
+        threading.Thread(target=lambda: tell(roster.report()), name="telling", daemon=True).start()
 
     before = signal.signal(STACKS_SIGNAL, on_signal)
     try:

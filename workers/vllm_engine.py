@@ -86,11 +86,10 @@ class VLLMEngine:
         self._served_checksum = vllm_weight_transfer.served_checksum
         self._adapter: LoRARequest | None = None
         self._keeps_cache = rollout.max_staleness > 0 and rollout.weight_swap is WeightSwap.IN_FLIGHT
-        self._version = INITIAL_VERSION
 
     def add(self, request: CompletionRequest) -> None:
         # Keys and values of one version serve no request of another.
-        salt = {"cache_salt": f"version {self._version}"} if self._keeps_cache else {}
+        salt = {"cache_salt": f"version {self._engine.get_weight_version()}"} if self._keeps_cache else {}
         self._engine.add_request(
             request.id,
             {"prompt_token_ids": list(request.token_ids), **salt},
@@ -134,7 +133,6 @@ class VLLMEngine:
         if manifest.adapter:
             checksum = self._load_adapter(manifest)
         self._engine.set_weight_version(str(manifest.version))
-        self._version = manifest.version
         if not self._keeps_cache:
             # Running requests give up their keys and values, and read their tokens again under the new weights.
             self._engine.reset_prefix_cache(reset_running_requests=True)

@@ -6,17 +6,23 @@ the order of the work costs, and not what the machine does.
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.judging import reward_specs
+from engine.loop import train_online
+from engine.resume import Progress
+from engine.tasks import OnlineTask
+from engine.tracking import Tracker
 from workers.failures import Roster
 from workers.frozen_worker import FrozenWorker
 from workers.group import CriticGroup, Hosting, PolicyGroup, ReferenceGroup, RewardGroup, RolloutGroup
@@ -241,9 +247,23 @@ def stub_team(config: Config, logs: Path) -> Iterator[Workers]:
         )
 
 
-def begin(workers: Workers, plan: Plan) -> None:
+def quiet_settings(*, prompts: int, responses: int) -> tuple[str, ...]:
+    """Of a run that nothing is kept, shown or measured of."""
+    return (
+        "run.name=stub", "run.save_every_steps=0", "run.keep_rollouts_every_steps=0",
+        "run.show_responses_every_steps=0", "run.tensorboard=false", "checks.alarms=off", "evaluation.prompts=0",
+        "algo.kl_coef=0", f"rollout.prompts_per_step={prompts}", f"rollout.responses_per_prompt={responses}",
+    )  # fmt: skip
+
+
+def run_loop(config: Config, task: OnlineTask, workers: Workers, plan: Plan) -> list[dict[str, float]]:
+    """The real loop, from its first step to its last. Returns the rows of its metrics."""
     for group in (workers.rollout, workers.policy):
         group.wait([actor.begin.remote(plan) for actor in group._actors], verb="begin")
+    start = Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
+    with closing(Tracker(config)) as tracker:
+        train_online(config, task, start, workers, tracker, Checkpoints(folder=config.run_folder / "kept", keep=1))
+    return [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def told(group: RolloutGroup | PolicyGroup) -> list[Any]:

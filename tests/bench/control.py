@@ -13,6 +13,7 @@ rollout actor that has it to a trainer that holds its arrays, beside copying as 
 from __future__ import annotations
 
 import argparse
+import itertools
 import pickle
 import statistics
 import sys
@@ -28,17 +29,16 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from engine.checkpoint import Checkpoints
 from engine.config import Config, load_config
 from engine.dealing import WorkModel
 from engine.experience import assign
 from engine.origin import git_version
-from engine.resume import Progress
+from engine.rollout_stream import TakenGroup
 from engine.tasks import OnlineTask, prepare_online
-from engine.tracking import Tracker
+from rewards.score import Score
 from tests.bench._made_up import group_of
 from tests.bench._output import tell
-from tests.bench._stub_team import Plan, begin, stub_team
+from tests.bench._stub_team import Plan, quiet_settings, run_loop, stub_team
 from workers.config import ClusterConfig
 from workers.placement import Place, connected
 from workers.process_settings import KEEP_FREED_MEMORY
@@ -119,26 +119,16 @@ def ray_alone_us(prompts: Sequence[Prompt]) -> float:
 
 
 def driver(engines: int) -> Driver:
-    from engine.loop import train_online
-
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config([
-            f"run.folder={folder}", "run.name=stub", f"run.steps={STEPS}", "run.save_every_steps=0",
-            "run.keep_rollouts_every_steps=0", "run.show_responses_every_steps=0", "run.tensorboard=false",
-            "checks.alarms=off", "evaluation.prompts=0", "algo.kl_coef=0", "rollout.max_staleness=1",
-            f"rollout.prompts_per_step={PROMPTS}", f"rollout.responses_per_prompt={SIBLINGS}",
-            f"rollout.engines={engines}",
-        ])  # fmt: skip
+        quiet = quiet_settings(prompts=PROMPTS, responses=SIBLINGS)
+        own = f"run.folder={folder}", f"run.steps={STEPS}", "rollout.max_staleness=1", f"rollout.engines={engines}"
+        config = load_config([*quiet, *own])
         task = _long_prompts(prepare_online(config))
         plan = Plan(decode_step_s=0.001, update_s=0.0, swap_s=0.0, lengths=((4,) * SIBLINGS,))
-        tracker, kept = Tracker(config), Checkpoints(folder=Path(folder) / "kept", keep=1)
-        start = Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
+        marks: list[tuple[float, float]] = []
         with stub_team(config, Path(folder) / "logs") as workers:
-            begin(workers, plan)
-            marks: list[tuple[float, float]] = []
             _mark_steps(workers, marks)
-            train_online(config, task, start, workers, tracker, kept)
-        tracker.close()
+            run_loop(config, task, workers, plan)
     ray_us = ray_alone_us(task.prompts)
     (all_s, loop_s), rollouts = _spent(marks), PROMPTS * SIBLINGS
     sizes = _bytes(config, task)
@@ -171,17 +161,12 @@ def _mark_steps(workers: Workers, marks: list[tuple[float, float]]) -> None:
 
 def _spent(marks: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """A step's, the median of those that count."""
-    steps = [
-        (b[0] - a[0], b[1] - a[1]) for a, b in zip(marks[WARM_UP_STEPS:], marks[WARM_UP_STEPS + 1 :], strict=False)
-    ]
+    steps = [(end[0] - start[0], end[1] - start[1]) for start, end in itertools.pairwise(marks[WARM_UP_STEPS:])]
     return statistics.median(own[0] for own in steps), statistics.median(own[1] for own in steps)
 
 
 def _bytes(config: Config, task: OnlineTask) -> dict[str, float]:
     """What the records of a step take as pickled, a rollout."""
-    from engine.rollout_stream import TakenGroup
-    from rewards.score import Score
-
     random, rollouts = np.random.default_rng(0), PROMPTS * SIBLINGS
     sampling = Sampling(temperature=1.0, max_tokens=config.rollout.max_response_tokens)
     requests = [

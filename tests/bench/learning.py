@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,8 +24,8 @@ from rich.table import Table
 
 from engine.origin import git_version
 from tests.bench._output import tell
+from tests.bench._runs import rows_of_run
 
-REPOSITORY = Path(__file__).parents[2]
 GOAL, STEPS, EVERY_STEPS = 0.9, 80, 10
 
 
@@ -57,14 +54,11 @@ class Learned:
 def learned(staleness: int, seed: int) -> Learned:
     with tempfile.TemporaryDirectory() as folder:
         typed = [
-            f"run.folder={folder}", "run.name=learning", f"run.steps={STEPS}", f"run.seed={seed}",
+            f"run.steps={STEPS}", f"run.seed={seed}",
             f"rollout.max_staleness={staleness}", f"evaluation.every_steps={EVERY_STEPS}", "evaluation.prompts=256",
             "run.save_every_steps=0",
         ]  # fmt: skip
-        command = [sys.executable, "-m", "engine.main", *typed]
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr, env=os.environ)
-        lines = (Path(folder) / "learning" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+        rows = rows_of_run(typed, folder=Path(folder), name="learning")
     return of_rows(rows, staleness=staleness, seed=seed)
 
 

@@ -14,10 +14,7 @@ DeepSpeed, a thread each. The first two steps of each run are left out.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,21 +26,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from engine.checkpoint import Checkpoints
 from engine.config import load_config
 from engine.origin import git_version
-from engine.resume import Progress
 from engine.tasks import prepare_online
-from engine.tracking import Tracker
 from tests.bench._forced_lengths import lognormal
 from tests.bench._output import tell
-from tests.bench._stub_team import EngineTold, Plan, Stretch, begin, stub_team, told
+from tests.bench._runs import rows_of_run
+from tests.bench._stub_team import EngineTold, Plan, Stretch, quiet_settings, run_loop, stub_team, told
 from tests.bench._timeline import Bar, Panel, svg
 from workers.config import ClusterConfig
 from workers.placement import Place, connected
 from workers.team import Workers
 
-REPOSITORY = Path(__file__).parents[2]
 PROMPTS, RESPONSES, WARM_UP_STEPS = 8, 4, 2
 DECODE_STEP_S, MOST_TOKENS, SIGMA = 0.004, 128, 0.8
 TRACES: dict[str, float | None] = {"all 64": None, "lognormal, 2% cut": 0.02, "lognormal, 20% cut": 0.20}
@@ -67,7 +61,10 @@ class Ran:
     decoded_tokens: int
     pauses_steps: tuple[float, ...]
     """That running responses waited when new weights came, in decoding steps, the step itself counted."""
-    panel: Panel
+    bars: tuple[Bar, ...]
+    """From the end of the update before the steps that count."""
+    marks_s: tuple[float, ...]
+    """Where those steps end."""
 
 
 def lengths_of(trace: str, *, draws: int) -> tuple[tuple[int, ...], ...]:
@@ -92,23 +89,16 @@ class Team:
         oversampling: float = 1.0,
     ) -> Ran:  # fmt: skip
         """The real loop."""
-        from engine.loop import train_online
-
         plan = Plan(
             decode_step_s=decode_step_s,
             update_s=update_s,
             swap_s=decode_step_s,
             lengths=lengths_of(trace, draws=steps * self.prompts),
         )
-        begin(self.workers, plan)
         with tempfile.TemporaryDirectory() as folder:
             own = f"rollout.max_staleness={staleness}", f"rollout.oversampling={oversampling}"
             config = load_config([*self.typed, *own, f"run.folder={folder}", f"run.steps={steps}"])
-            tracker, kept = Tracker(config), Checkpoints(folder=Path(folder) / "kept", keep=1)
-            start = Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
-            train_online(config, prepare_online(config), start, self.workers, tracker, kept)
-            tracker.close()
-            rows = [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
+            rows = run_loop(config, prepare_online(config), self.workers, plan)
         [engine], [updates] = told(self.workers.rollout), told(self.workers.policy)
         return _ran(plan, rows, engine, updates, running=self.prompts * RESPONSES)
 
@@ -116,13 +106,8 @@ class Team:
 @contextmanager
 def team_of(prompts: int, *typed: str) -> Iterator[Team]:
     """In the cluster that this process is connected to."""
-    own = (
-        "run.name=stub", "run.save_every_steps=0", "run.keep_rollouts_every_steps=0",
-        "run.show_responses_every_steps=0",
-        "run.tensorboard=false", "checks.alarms=off", "evaluation.prompts=0", "algo.kl_coef=0",
-        f"rollout.prompts_per_step={prompts}", f"rollout.responses_per_prompt={RESPONSES}",
-        f"rollout.max_running={prompts * RESPONSES}", *typed,
-    )  # fmt: skip
+    quiet = quiet_settings(prompts=prompts, responses=RESPONSES)
+    own = (*quiet, f"rollout.max_running={prompts * RESPONSES}", *typed)
     with tempfile.TemporaryDirectory() as logs, stub_team(load_config(own), Path(logs)) as workers:
         yield Team(workers=workers, typed=own, prompts=prompts)
 
@@ -130,7 +115,7 @@ def team_of(prompts: int, *typed: str) -> Iterator[Team]:
 def _ran(
     plan: Plan, rows: Sequence[dict[str, float]], engine: EngineTold, updates: Sequence[Stretch], *, running: int
 ) -> Ran:
-    counted = rows[WARM_UP_STEPS:]
+    counted, zero = rows[WARM_UP_STEPS:], updates[WARM_UP_STEPS - 1].end_s
     return Ran(
         step_s=statistics.mean(row["time/step_s"] for row in counted),
         generate_s=statistics.mean(row["time/generate_s"] for row in counted),
@@ -140,13 +125,13 @@ def _ran(
         trained_tokens=round(sum(row["response_length/mean"] for row in rows) * running),
         decoded_tokens=engine.decoded_tokens,
         pauses_steps=tuple(pause / plan.decode_step_s for pause in engine.pauses_s),
-        panel=_panel(engine, updates, running),
+        bars=_bars(engine, updates, most=running, zero=zero),
+        marks_s=tuple(own.end_s - zero for own in updates[WARM_UP_STEPS:]),
     )
 
 
-def _panel(engine: EngineTold, updates: Sequence[Stretch], most: int) -> Panel:
-    """From the end of the update before the steps that count."""
-    zero = updates[WARM_UP_STEPS - 1].end_s
+def _bars(engine: EngineTold, updates: Sequence[Stretch], *, most: int, zero: float) -> tuple[Bar, ...]:
+    """Decoding steps of as many responses without a break between them are one bar."""
     decoding: list[Bar] = []
     for start, end, running in engine.steps:
         bar = Bar(row="engine", what="decode", start_s=start - zero, end_s=end - zero, share=running / most)
@@ -154,18 +139,12 @@ def _panel(engine: EngineTold, updates: Sequence[Stretch], most: int) -> Panel:
         if last and last.share == bar.share and bar.start_s - last.end_s < DECODE_STEP_S:
             bar = replace(bar, start_s=decoding.pop().start_s)
         decoding.append(bar)
-    learning = [
-        Bar(row="trainer", what="update", start_s=own.start_s - zero, end_s=own.end_s - zero) for own in updates
+    others = [
+        Bar(row=row, what=own.what, start_s=own.start_s - zero, end_s=own.end_s - zero)
+        for row, stretches in (("engine", engine.swaps), ("trainer", updates))
+        for own in stretches
     ]
-    swaps = [
-        Bar(row="engine", what="new weights", start_s=own.start_s - zero, end_s=own.end_s - zero)
-        for own in engine.swaps
-    ]
-    return Panel(
-        title="",
-        bars=(*decoding, *swaps, *learning),
-        marks_s=tuple(own.end_s - zero for own in updates[WARM_UP_STEPS:]),
-    )
+    return (*decoding, *others)
 
 
 # ----------------------------------------------------------------------------- the parts
@@ -196,17 +175,32 @@ def one_off(steps: int) -> list[OneOff]:
 def _one_off(team: Team, trace: str, steps: int) -> OneOff:
     update_s = 64 * DECODE_STEP_S if TRACES[trace] is None else MOST_TOKENS * DECODE_STEP_S
     plain, ahead = (team.run(trace, staleness=own, steps=steps, update_s=update_s) for own in (0, 1))
-    learn_s = plain.step_s - plain.generate_s
+    return compared(
+        trace,
+        generate_s=plain.generate_s,
+        synchronous_s=plain.step_s,
+        step_s=ahead.step_s,
+        staleness_mean=ahead.staleness_mean,
+    )
+
+
+def compared(trace: str, *, generate_s: float, synchronous_s: float, step_s: float, staleness_mean: float) -> OneOff:
+    """
+    >>> found = compared("any", generate_s=2.0, synchronous_s=5.0, step_s=3.5, staleness_mean=1.0)
+    >>> found.learn_s, found.efficiency, round(found.speed_up, 2)
+    (3.0, 0.75, 1.43)
+    """
+    learn_s = synchronous_s - generate_s
     return OneOff(
         trace=trace,
         staleness=1,
-        generate_s=plain.generate_s,
+        generate_s=generate_s,
         learn_s=learn_s,
-        synchronous_s=plain.step_s,
-        step_s=ahead.step_s,
-        efficiency=(plain.step_s - ahead.step_s) / min(plain.generate_s, learn_s),
-        speed_up=plain.step_s / ahead.step_s,
-        staleness_mean=ahead.staleness_mean,
+        synchronous_s=synchronous_s,
+        step_s=step_s,
+        efficiency=(synchronous_s - step_s) / min(generate_s, learn_s),
+        speed_up=synchronous_s / step_s,
+        staleness_mean=staleness_mean,
     )
 
 
@@ -312,37 +306,25 @@ def _judged(cases: Sequence[tuple[str, int]], *, steps: int, slept_s: float) -> 
 
 def real(steps: int) -> list[OneOff]:
     """nano with vLLM and DeepSpeed, one thread each, as runs of the command."""
-    rows = {staleness: _real_rows(staleness, steps=steps) for staleness in (0, 1)}
-    step_s = {own: statistics.median(row["time/step_s"] for row in rows[own]) for own in rows}
-    generate_s = statistics.median(row["time/generate_s"] for row in rows[0])
-    learn_s = step_s[0] - generate_s
+    plain, ahead = (_real_rows(staleness, steps=steps) for staleness in (0, 1))
     return [
-        OneOff(
-            trace="nano",
-            staleness=1,
-            generate_s=generate_s,
-            learn_s=learn_s,
-            synchronous_s=step_s[0],
-            step_s=step_s[1],
-            efficiency=(step_s[0] - step_s[1]) / min(generate_s, learn_s),
-            speed_up=step_s[0] / step_s[1],
-            staleness_mean=statistics.mean(row["staleness/mean"] for row in rows[1]),
+        compared(
+            "nano",
+            generate_s=statistics.median(row["time/generate_s"] for row in plain),
+            synchronous_s=statistics.median(row["time/step_s"] for row in plain),
+            step_s=statistics.median(row["time/step_s"] for row in ahead),
+            staleness_mean=statistics.mean(row["staleness/mean"] for row in ahead),
         )
     ]
 
 
 def _real_rows(staleness: int, *, steps: int) -> list[dict[str, float]]:
+    typed = [
+        f"run.steps={steps + WARM_UP_STEPS}", "run.save_every_steps=0", "evaluation.prompts=0",
+        "cluster.threads_per_worker=1", f"rollout.max_staleness={staleness}",
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        typed = [
-            f"run.folder={folder}", "run.name=real", f"run.steps={steps + WARM_UP_STEPS}", "run.save_every_steps=0",
-            "evaluation.prompts=0", "cluster.threads_per_worker=1", f"rollout.max_staleness={staleness}",
-            "train.old_logprobs=rollout",
-        ]  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", "engine.main", *typed], cwd=REPOSITORY, check=True, stdout=sys.stderr, env=os.environ
-        )
-        rows = (Path(folder) / "real" / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(row) for row in rows][WARM_UP_STEPS:]
+        return rows_of_run(typed, folder=Path(folder), name="real")[WARM_UP_STEPS:]
 
 
 def timelines() -> str:
@@ -351,9 +333,9 @@ def timelines() -> str:
     with team_of(PROMPTS) as team:
         for staleness in (0, 1, 2):
             update_s = MOST_TOKENS * DECODE_STEP_S / 2
-            own = team.run("lognormal, 2% cut", staleness=staleness, steps=8, update_s=update_s).panel
+            ran = team.run("lognormal, 2% cut", staleness=staleness, steps=12, update_s=update_s)
             title = f"rollout.max_staleness={staleness}"
-            panels.append(Panel(title=title, bars=own.bars, marks_s=own.marks_s[:3]))
+            panels.append(Panel(title=title, bars=ran.bars, marks_s=ran.marks_s[:3]))
     return svg(panels, seconds=max(panel.marks_s[-1] for panel in panels) * 1.02)
 
 

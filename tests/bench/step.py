@@ -11,10 +11,8 @@ shares: seconds are of one machine. SmolLM2's folder is build/smollm2-135m, or H
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,8 +25,8 @@ from rich.table import Table
 from engine.config import load_config
 from engine.origin import config_hash, git_version
 from tests.bench._output import tell
+from tests.bench._runs import REPOSITORY, rows_of_run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
 """Relative to the repository, where the runs are started."""
 WARM_UP_STEPS = 2
@@ -81,11 +79,9 @@ CASES = (
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    overrides = [*case.overrides, f"run.steps={case.steps}", "evaluation.prompts=0", f"run.name={case.name}"]
+    overrides = [*case.overrides, f"run.steps={case.steps}", "evaluation.prompts=0"]
     config = load_config([*overrides, f"run.folder={folder}"])
-    command = [sys.executable, "-m", "engine.main", *overrides, f"run.folder={folder}"]
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
-    rows = [json.loads(line) for line in (folder / case.name / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of_run(overrides, folder=folder, name=case.name)
     rows = [row for row in rows if row["step"] > WARM_UP_STEPS]
     phase_s = {name: _mean(rows, f"time/{phase}_s") for phase, name in PHASES.items()}
     step_s = _mean(rows, "time/step_s")

@@ -30,7 +30,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +38,7 @@ from engine.config import Config, load_config
 from engine.offline import totals_of
 from engine.origin import git_version
 from tests.bench._output import tell
+from tests.this_cpu import packs_bfloat16
 from workers.config import WeightSwap
 from workers.lessons import Example, Lesson, Part, Share
 from workers.process_settings import process_settings
@@ -115,7 +115,7 @@ def team(overrides: Sequence[str], folder: Path, *, rollout: bool) -> Iterator[t
     settings = replace(config.team(), rollout_workers=rollout)
     rewards = prepare_online(config).rewards if rollout else ()
     tell_stderr = partial(print, file=sys.stderr)
-    with start_workers(settings, rewards, (), announce=tell_stderr, started=tell_stderr) as workers:
+    with start_workers(settings, rewards, (), announce=tell_stderr, started=tell_stderr, tell=tell_stderr) as workers:
         yield workers, config
 
 
@@ -272,11 +272,6 @@ def _told(value: object) -> str:
     if isinstance(value, list):
         return "  ".join(f"{part:.2%}" for part in value)
     return f"{value:,.2f}" if isinstance(value, float) else str(value)
-
-
-def packs_bfloat16() -> bool:
-    """Whether vLLM computes in bfloat16 from packed matrices here."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _as_workers_run() -> None:

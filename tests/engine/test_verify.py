@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import save_file
 
 from engine.checkpoint import CheckpointState
 from engine.verify import Compared, main, verify
 from workers.records import AlgorithmState
 
-SETTINGS = {"train": {"learning_rate": 1e-4}, "run": {"seed": 3, "name": "one", "steps": 3}, "cluster": {"address": ""}}
+SETTINGS = {"train.learning_rate": "0.0001", "run.seed": "3"}
 
 
 @pytest.fixture
@@ -26,7 +25,6 @@ def one(tmp_path: Path) -> Path:
     run = tmp_path / "one"
     (run / "rollouts").mkdir(parents=True)
     (run / "export").mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
     rows: list[dict[str, Any]] = [{"step": 0, "held_out/sampled": 0.25}]
     for step in (1, 2, 3):
         own = {"step": step, "loss": 0.5 / step, "kl": float("nan"), "weights_checksum": f"w{step}"}
@@ -36,26 +34,28 @@ def one(tmp_path: Path) -> Path:
     save_file({"head": np.arange(4.0)}, run / "export" / "model.safetensors")
     folder = run / "checkpoints" / "step_000002"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(state(next_draw=8).to_json())
+    change_state(run, state())
     return run
 
 
 @pytest.fixture
 def other(one: Path) -> Path:
-    """The same again, at other times, under another name."""
+    """The same again, at other times."""
     copied = one.with_name("other")
     shutil.copytree(one, copied)
-    settings = SETTINGS | {"run": {"seed": 3, "name": "other", "steps": 9}, "cluster": {"address": "auto"}}
-    (copied / "config.yaml").write_text(yaml.safe_dump(settings))
     change_rows(copied, lambda row: row | {"time/step_s": 77.0, "tokens_per_s": 1.0} if "loss" in row else row)
     return copied
 
 
-def state(*, next_draw: int, data: str = "d") -> CheckpointState:
+def state(*, next_draw: int = 8, data: str = "d", settings: dict[str, str] = SETTINGS) -> CheckpointState:
     return CheckpointState(
         step=2, next_draw=next_draw, algorithm=AlgorithmState(kl_coef=0.0), metrics_bytes=1, weights_version=2, seed=3,
-        config={}, data_fingerprint=data,
+        config=settings, data_fingerprint=data,
     )  # fmt: skip
+
+
+def change_state(run: Path, new: CheckpointState) -> None:
+    (run / "checkpoints/step_000002/state.json").write_text(new.to_json())
 
 
 def change_rows(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -79,19 +79,19 @@ def test_a_run_done_again_elsewhere_is_the_same_run(one: Path, other: Path, caps
 
 
 def _settings(run: Path) -> None:
-    (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"train": {"learning_rate": 2e-4}}))
+    change_state(run, state(settings=SETTINGS | {"train.learning_rate": "0.0002"}))
 
 
 def _seed(run: Path) -> None:
-    (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"run": {"seed": 4}}))
+    change_state(run, state(settings=SETTINGS | {"run.seed": "4"}))
 
 
 def _data(run: Path) -> None:
-    (run / "checkpoints/step_000002/state.json").write_text(state(next_draw=8, data="e").to_json())
+    change_state(run, state(data="e"))
 
 
 def _draws(run: Path) -> None:
-    (run / "checkpoints/step_000002/state.json").write_text(state(next_draw=9).to_json())
+    change_state(run, state(next_draw=9))
 
 
 def _tokens(run: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_only_one_run_kept_is_no_difference_but_a_missing_setting_is(one: P
     (other / "rollouts/step_000003.safetensors").unlink()
     shutil.rmtree(other / "export")
     assert parted(one, other) == {}
-    (other / "config.yaml").write_text(yaml.safe_dump({"run": {"seed": 3}}))
+    change_state(other, state(settings={"run.seed": "3"}))
     assert str(parted(one, other)["config"].differences[0]) == "train.learning_rate: 0.0001 and absent"
 
 

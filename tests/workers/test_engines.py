@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import Served
+from tests.this_cpu import packs_bfloat16
 from workers.config import ClusterConfig, ModelConfig, Precision, RolloutConfig
 from workers.records import GroupRequest, Prompt, Rollout, Sampling, Span, Stop, WeightManifest, WeightReceipt
 from workers.rollout_worker import CutOff, RolloutWorker
@@ -456,9 +457,7 @@ def test_a_model_with_anything_unknown_is_left_to_vllms_own_loaders(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="oneDNN packs no bfloat16 on this CPU"
-)
+@pytest.mark.skipif(not packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
 def test_in_bfloat16_three_versions_in_a_row_are_computed_from_as_they_were_sent(
     tied_model: Path, publish: Publish
 ) -> None:

@@ -53,6 +53,12 @@ def fragile() -> type:
         def hang(self) -> None:
             time.sleep(60)
 
+        def leave_a_thread(self) -> None:
+            def decode() -> None:
+                time.sleep(60)
+
+            threading.Thread(target=decode, daemon=True).start()
+
     return Fragile
 
 
@@ -176,9 +182,22 @@ def policy_waits(policy: FragileGroup, ref: ObjectRef) -> None:
 
 def test_a_signal_has_the_run_tell(hosting: Hosting, reward: FragileGroup) -> None:
     said: list[str] = []
-    with telling_on_signal(hosting.roster, said.append):
+    with telling_on_signal(hosting.roster, said.extend):
         os.kill(os.getpid(), signal.SIGUSR1)
         deadline = time.monotonic() + 20
         while not said and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert said[0].startswith("the run waits for no worker\n") and "--- reward 0 is in:" in said[0]
+    assert said[0] == "the run waits for no worker" and "--- reward 0 is in:" in said
+
+
+def test_what_a_worker_does_beside_its_main_thread_is_told(hosting: Hosting) -> None:
+    """A rollout engine decodes in a thread of its own."""
+    rollout = started(hosting, "rollout", "quiet")
+
+    def where() -> str:
+        lines = hosting.roster.report()
+        return lines[lines.index("--- rollout 0 is in:") + 1].strip()
+
+    assert where() == "(nothing of the run's own)"
+    rollout.wait([rollout.call("leave_a_thread", 0)], verb="sample")
+    assert where().endswith(" in decode")
