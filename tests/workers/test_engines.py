@@ -583,7 +583,9 @@ def test_what_is_cut_off_leaves_the_engine_and_the_others_write_what_they_would_
         patch.setattr(served.engine, "step", step_and_cut)
         late, own = served.worker.generate(request(3, draw=1, sampling=endless)), served.worker.generate(kept)
         group = own.result(60).rollouts
-    assert [said(rollout) for rollout in group] == [said(rollout) for rollout in alone]
+    assert [rollout.token_ids.tolist() for rollout in group] == [rollout.token_ids.tolist() for rollout in alone]
+    for rollout, twin in zip(group, alone, strict=True):  # a larger batch may be summed in another order
+        assert np.abs(rollout.logprobs - twin.logprobs).max() < TOLERANCE
     if isinstance(served.engine, VLLMEngine):  # transformers decodes a batch to its end before it looks up
         with pytest.raises(CutOff):
             late.result(60)
