@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
 
 from engine.checkpoint import Checkpoints
 from engine.config import Config, RunConfig
-from engine.dealing import WorkModel
 from engine.evaluation import evaluate
-from engine.experience import Assignment, advantages, assign
-from engine.invariants import SkippedUpdates, check_agreement, check_tokens
-from engine.metrics import of_rollouts, of_update
+from engine.invariants import SkippedUpdates, check_agreement
+from engine.learning import ask_models, credit, deal_out, update
+from engine.metrics import of_rollouts
 from engine.resume import Progress, save_progress
 from engine.rollout_files import FailureList, JudgedGroup, Name, rollouts_of, write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
 from engine.shown_responses import extremes, shown, told
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
-from workers.records import AlgorithmState, Group, Metrics
+from workers.records import Group, Metrics
 from workers.team import Workers
 
 
@@ -58,14 +56,14 @@ def train_online(
                 metrics |= of_rollouts(taken)
 
             with workers.learning():
-                batch = _assigned(taken, config)
+                batch = deal_out(taken.groups, config)
                 with tracker.phase("reference"):
-                    said = _asked(batch, config, workers)
+                    said = ask_models(batch, config, workers)
                 with tracker.phase("credit"):
-                    credited = _credited(batch, said, config, state, workers)
+                    credited = credit(batch, said, config, state, workers)
                     metrics |= credited.metrics
                 with tracker.phase("update"):
-                    metrics |= _updated(batch, credited.rows, config, state, workers, step=step)
+                    metrics |= update(batch, credited.rows, config, state, workers, step=step)
                     check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
                 with tracker.phase("publish"):
                     metrics |= _published(config, workers, tracker, step=step)
@@ -85,85 +83,6 @@ def train_online(
             stream.forget_surplus()
             here = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state, folder=None)
             save_progress(here, config, task, workers, tracker, checkpoints)
-
-
-def _assigned(taken: Taken, config: Config) -> Assignment:
-    """Which rank learns from which response, and for what reward."""
-    return assign(
-        taken.groups,
-        config.algo,
-        ranks=config.train.ranks,
-        updates_per_step=config.train.updates_per_step,
-        horizon=config.rollout.max_response_tokens,
-        work=WorkModel.of(config.sizes, shares_prompts=config.train.packing),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Said:
-    """What frozen and learning models said of a batch before its first update: references, one a rank."""
-
-    reference: Sequence[ray.ObjectRef]
-    critic: Sequence[ray.ObjectRef]
-
-
-def _asked(batch: Assignment, config: Config, workers: Workers) -> _Said:
-    return _Said(
-        reference=workers.reference.outputs(batch.shares, temperature=config.rollout.temperature, groups=batch.groups),
-        critic=workers.critic.values(batch.shares, groups=batch.groups),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Credited:
-    """What each response is worth, and then each of its tokens."""
-
-    rows: Sequence[ray.ObjectRef]
-    """What a critic has to learn from it."""
-    advantages: Mapping[Name, float]
-    """Of the responses that are learned from; empty where credit is given token by token."""
-    metrics: Metrics
-
-
-def _credited(batch: Assignment, said: _Said, config: Config, state: AlgorithmState, workers: Workers) -> _Credited:
-    divergence = workers.policy.look(
-        batch.shares,
-        config.algo,
-        temperature=config.rollout.temperature,
-        reference=said.reference,
-        critic=said.critic,
-        groups=batch.groups,
-    )
-    own, metrics = advantages(batch, config.algo, state, divergence=divergence)
-    names = [[(row.draw, row.sample) for update in share for row in update.rows] for share in batch.shares]
-    worth = {name: float(one) for rank in zip(names, own, strict=True) for name, one in zip(*rank, strict=True)}
-    return _Credited(
-        rows=workers.policy.credit(own, config.algo, state),
-        advantages={} if config.algo.credits_tokens else worth,
-        metrics=metrics,
-    )
-
-
-def _updated(
-    batch: Assignment,
-    credited: Sequence[ray.ObjectRef],
-    config: Config,
-    state: AlgorithmState,
-    workers: Workers,
-    *,
-    step: int,
-) -> Metrics:
-    """Policy and critic learn side by side, on the ranks that own the rows."""
-    announced = batch.action_tokens * config.train.epochs_per_step
-    of_critic = workers.critic.update(config.algo, credited)
-    of_policy = workers.policy.update(config.algo, state) if config.algo.trains_policy(step) else []
-    metrics: Metrics = {"skipped_updates": 0.0}
-    for name, group, refs in (("", workers.policy, of_policy), ("critic/", workers.critic, of_critic)):
-        if refs:
-            reports = group.wait(refs, verb="update")
-            check_tokens(reports, announced=announced)
-            metrics |= {f"{name}{key}": value for key, value in of_update(reports).items()}
-    return metrics
 
 
 def _published(config: Config, workers: Workers, tracker: Tracker, *, step: int) -> Metrics:
