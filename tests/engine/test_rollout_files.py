@@ -1,4 +1,4 @@
-"""Rollouts on disk: the tensors hold every token exactly, the lines are for people."""
+"""A step's rollouts on disk: the tensors hold every token exactly, the lines are for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engine.rollout_files import FailureList, JudgedGroup, rollouts_of
+from engine.group_files import JudgedGroup
+from engine.rollout_files import FailureList, rollouts_of
 from engine.rollout_files import write_rollouts as write_all
 from rewards.score import Failure, FailureKind, Score
 from workers.records import Group, GroupSummary, Message, Prompt, Rollout, Span, Stop
@@ -76,8 +77,8 @@ def write_rollouts(folder: Path, step: int, groups: list[JudgedGroup]) -> None:
     write_all(folder, step, groups, advantages={})
 
 
-def learned_from(groups: list[JudgedGroup]) -> list[Rollout]:
-    return [rollout for judged in groups for rollout in judged.group.rollouts]
+def sampled(groups: list[JudgedGroup]) -> list[Rollout]:
+    return [rollout for judged in groups for rollout in judged.group.responses]
 
 
 def lines(folder: Path, step: int) -> list[dict[str, object]]:
@@ -88,7 +89,7 @@ def lines(folder: Path, step: int) -> list[dict[str, object]]:
 def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path / "not" / "yet", 10, groups)
     saved = load_file(tmp_path / "not" / "yet" / "rollouts" / "step_000010.safetensors")
-    rollouts = learned_from(groups)
+    rollouts = sampled(groups)
     assert len(saved["offset"]) == len(saved["prompt_offset"]) == len(rollouts) + 1
     for index, rollout in enumerate(rollouts):
         row = slice(saved["offset"][index], saved["offset"][index + 1])
@@ -107,8 +108,8 @@ def test_every_token_comes_back_bit_for_bit(tmp_path: Path, groups: list[JudgedG
 def test_tool_tokens_are_marked_and_every_token_has_its_version(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 1, groups)
     saved = load_file(tmp_path / "rollouts" / "step_000001.safetensors")
-    assert saved["action_mask"].tolist() == [True] * 4 + [True, True, False, False, False, True] + [True]
-    assert saved["version"].tolist() == [7] * 4 + [7, 7, 7, 7, 7, 8] + [8]
+    assert saved["action_mask"].tolist() == [True] * 4 + [True, True, False, False, False, True] + [True] * 4
+    assert saved["version"].tolist() == [7] * 4 + [7, 7, 7, 7, 7, 8] + [7] * 3 + [8]
 
 
 def test_a_line_says_what_was_asked_and_answered_and_how_it_was_judged(
@@ -147,13 +148,17 @@ def test_a_failure_is_shown_as_a_failure_and_has_no_score(tmp_path: Path, groups
 def test_lines_and_tensor_rows_are_the_same_rows(tmp_path: Path, groups: list[JudgedGroup]) -> None:
     write_rollouts(tmp_path, 3, groups)
     saved = load_file(tmp_path / "rollouts" / "step_000003.safetensors")
-    told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3) if not line["greedy"]]
+    told = [(line["draw"], line["sample"]) for line in lines(tmp_path, 3)]
     assert told == list(zip(saved["draw"].tolist(), saved["sample"].tolist(), strict=True))
 
 
-def test_the_greedy_response_is_not_learned_from(tmp_path: Path, groups: list[JudgedGroup]) -> None:
-    write_rollouts(tmp_path, 3, groups)
-    assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["sample"].tolist() == [0, 1, 0]
+def test_neither_a_greedy_response_nor_a_group_that_was_passed_over_is_learned_from(
+    tmp_path: Path, groups: list[JudgedGroup]
+) -> None:
+    write_rollouts(tmp_path, 3, [groups[0], replace(groups[1], dropped="all_right")])
+    assert [line["dropped"] for line in lines(tmp_path, 3)] == [None, None, None, "all_right"]
+    saved = load_file(tmp_path / "rollouts" / "step_000003.safetensors")
+    assert saved["learned_from"].tolist() == [True, True, False, False]
 
 
 def test_a_step_written_again_after_a_resume_replaces_the_first(tmp_path: Path, groups: list[JudgedGroup]) -> None:
@@ -168,12 +173,6 @@ def test_a_greedy_response_is_marked_and_stands_behind_its_siblings(tmp_path: Pa
     assert [(line["draw"], line["greedy"]) for line in lines(tmp_path, 3)] == [
         (7, False), (7, False), (7, True), (12, False),
     ]  # fmt: skip
-
-
-def test_a_group_that_was_passed_over_says_why_and_is_in_no_tensor(tmp_path: Path, groups: list[JudgedGroup]) -> None:
-    write_rollouts(tmp_path, 3, [groups[0], replace(groups[1], dropped="all_right")])
-    assert [line["dropped"] for line in lines(tmp_path, 3)] == [None, None, None, "all_right"]
-    assert load_file(tmp_path / "rollouts" / "step_000003.safetensors")["draw"].tolist() == [7, 7]
 
 
 def test_a_tools_tokens_are_in_no_range_of_versions_and_advantages_are_by_name(
