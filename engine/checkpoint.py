@@ -1,22 +1,15 @@
-"""Checkpoints that survive being killed at any moment.
-
-A checkpoint is written aside, made durable, sealed by a manifest, and becomes one by a single rename:
-
-    step_000010.tmp-4711/ --write, fsync, manifest.json, fsync--> step_000010/
+"""Checkpoints, found again: the newest that is whole, and what is wrong with the others.
 
 The only record of which checkpoints exist is the set of step folders whose manifest holds. A step folder without a
-valid manifest is damage, never a reason to start afresh in silence.
+valid manifest is damage, never a reason to start afresh in silence. `engine/checkpoint_writer.py` makes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,12 +17,11 @@ from pathlib import Path
 from engine.fingerprint import fingerprint
 from workers.records import AlgorithmState
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 COMMITTED = re.compile(r"step_\d{6,}(\.old-[0-9a-f]+)?")
 """A `.old-` folder is a checkpoint that was being replaced: it counts until the new one of its step is in place."""
-STAGED = re.compile(r"step_\d{6,}\.tmp-(?P<pid>\d+)")
 MAX_DIFFERENCES_SHOWN = 12
 
 
@@ -46,14 +38,17 @@ class CheckpointState:
     """What the driver needs to go on exactly where the run was; weights and optimizer lie beside it.
 
     Example:
-        CheckpointState(step=10, next_draw=320, algorithm=AlgorithmState(kl_coef=0.04), metrics_bytes=8192,
-                        weights_version=10, seed=0, config={"train.learning_rate": "1e-06"}, data_fingerprint="9f...")
+        CheckpointState(step=10, next_draw=320, lessons_taken=0, algorithm=AlgorithmState(kl_coef=0.04),
+                        metrics_bytes=8192, weights_version=10, seed=0, config={"train.learning_rate": "1e-06"},
+                        data_fingerprint="9f...")
     """
 
     step: int
     """Steps done."""
     next_draw: int
     """Position in the ledger of draws: the first draw that was not trained on."""
+    lessons_taken: int
+    """Of those that the row at `next_draw` makes."""
     algorithm: AlgorithmState
     metrics_bytes: int
     """Length of metrics.jsonl up to this step; what follows belongs to steps that will be done again."""
@@ -89,7 +84,8 @@ class CheckpointState:
             raise CheckpointError(
                 f"the checkpoint of step {self.step} was saved by another run:\n  "
                 + "\n  ".join(problems)
-                + "\nTo go on with it, restore what it was saved with; to start afresh, choose another run name."
+                + "\nTo go on with it, restore what it was saved with, or say run.resume=despite_changes; to start "
+                "afresh, choose another run name."
             )
 
 
@@ -124,34 +120,24 @@ class Checkpoints:
             raise CheckpointError(f"keep is {self.keep}: a run must keep at least 1 checkpoint to resume from")
 
     def save(self, step: int, write: Callable[[Path], None], state: CheckpointState) -> Path:
-        """Commit what `write` puts into the folder it is given, with `state` beside it; a same step is replaced.
+        """Save by a `CheckpointWriter` that is used once, and wait for it."""
+        from engine.checkpoint_writer import CheckpointWriter
 
-        Returns when it is on disk. Until then the checkpoints before it are untouched, also if this raises.
-        """
-        if state.step != step:
-            raise ValueError(f"the state is of step {state.step}, but step {step} is being saved")
-        staged = self.folder / f"step_{step:06d}.tmp-{os.getpid()}"
-        try:
-            with self._naming_disk_errors(step):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._remove_abandoned()
-                staged.mkdir()
-            # Outside: what goes wrong in a trainer is the trainer's to name.
-            write(staged)
-            with self._naming_disk_errors(step):
-                (staged / STATE).write_text(state.to_json())
-                _seal(staged)
-                committed = self._commit(staged, step)
-        finally:
-            # A failed save must not fill the disk; after the commit there is nothing here.
-            shutil.rmtree(staged, ignore_errors=True)
-        self._retire(step)
-        return committed
+        with CheckpointWriter(self, need_bytes=0) as writer:
+            writer.save(step, write, state)
+        return writer.committed()[0]
+
+    def folders(self) -> list[Path]:
+        """Step folders, whole or not, newest first; of one step, the one in place before one that was replaced."""
+        if not self.folder.is_dir():
+            return []
+        paths = [path for path in self.folder.iterdir() if COMMITTED.fullmatch(path.name)]
+        return sorted(paths, key=lambda path: (-step_of(path), path.name))
 
     def newest_valid(self) -> SavedCheckpoint | None:
         """The checkpoint to resume from; None if this run never committed one."""
         skipped: list[Skipped] = []
-        for path in self._committed():
+        for path in self.folders():
             try:
                 state = _verified_state(path)
             except Damaged as damage:
@@ -169,7 +155,7 @@ class Checkpoints:
 
     def of_step(self, step: int) -> SavedCheckpoint:
         """The one of that step. Raises CheckpointError where there is none, or it is damaged."""
-        paths = {_step_of(path): path for path in reversed(self._committed())}
+        paths = {step_of(path): path for path in reversed(self.folders())}
         if step not in paths:
             kept = ", ".join(map(str, sorted(paths))) or "none"
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {kept}")
@@ -179,126 +165,90 @@ class Checkpoints:
             raise CheckpointError(f"{paths[step]} is damaged: {damage}") from damage
         return SavedCheckpoint(path=paths[step], step=step, state=state, skipped=())
 
-    @contextmanager
-    def _naming_disk_errors(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(
-                f"step {step} could not be saved in {self.folder}: {error}. The checkpoints before it are untouched; "
-                "make room or fix the folder's permissions, then resume"
-            ) from error
 
-    def _commit(self, staged: Path, step: int) -> Path:
-        """The rename that makes it a checkpoint."""
-        final = self.folder / f"step_{step:06d}"
-        if final.exists():
-            final.rename(self.folder / f"{final.name}.old-{uuid.uuid4().hex}")
-        staged.rename(final)
-        _fsync(self.folder)
-        # The run's folder may be as new as its first checkpoint.
-        _fsync(self.folder.parent)
-        return final
-
-    def _retire(self, saved_step: int) -> None:
-        """Remove what the checkpoint just saved, which is valid, makes superfluous. Newer steps are left alone."""
-        committed = self._committed()
-        names = {path.name for path in committed}
-        replaced = [path for path in committed if path.suffix and path.stem in names]
-        older = [path for path in committed if path not in replaced and _step_of(path) < saved_step]
-        for path in [*replaced, *older[self.keep - 1 :]]:
-            # Renamed first: half removed it would look like damage.
-            doomed = self.folder / f"{path.stem}.tmp-{os.getpid()}"
-            path.rename(doomed)
-            shutil.rmtree(doomed)
-
-    def _committed(self) -> list[Path]:
-        """Step folders, newest first; of one step, the one in place before one that was being replaced."""
-        if not self.folder.is_dir():
-            return []
-        paths = [path for path in self.folder.iterdir() if COMMITTED.fullmatch(path.name)]
-        return sorted(paths, key=lambda path: (-_step_of(path), path.name))
-
-    def _remove_abandoned(self) -> None:
-        """Folders that a process was writing or removing when it died, or that this one could not finish."""
-        for path in self.folder.iterdir():
-            match = STAGED.fullmatch(path.name)
-            if match and (int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))):
-                shutil.rmtree(path)
-
-
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def _is_alive(pid: int) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of a checkpoint, as its manifest lists it."""
+
+    name: str
+    """Below the step folder, with forward slashes."""
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, *, within: Path) -> FileEntry:
+        return cls(name=path.relative_to(within).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
+
+
+def manifest_of(entries: Sequence[FileEntry]) -> str:
+    return json.dumps({"schema": SCHEMA, "files": [asdict(entry) for entry in entries]}, indent=1)
+
+
+def read_manifest(folder: Path) -> tuple[FileEntry, ...]:
+    """What a step folder should hold; `Damaged` where that cannot be told."""
+    with _told_as_damage(MANIFEST):
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["schema"] != SCHEMA:
+            raise Damaged(f"its manifest is of schema {manifest['schema']}; this version reads {SCHEMA}")
+        return tuple(FileEntry(**entry) for entry in manifest["files"])
+
+
+def looks_whole(folder: Path) -> bool:
+    """Whether every file is there, of its size. Cheap: nothing but the manifest is read, so wrong bytes pass."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        for entry in read_manifest(folder):
+            _verify_size(folder, entry)
+    except Damaged:
         return False
-    except PermissionError:
-        pass  # it exists and is somebody else's
     return True
 
 
-def _fsync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _verified_state(folder: Path) -> CheckpointState:
+    """The state in a step folder; `Damaged` unless every file is there, of the right size and content."""
+    entries = read_manifest(folder)
+    for entry in entries:
+        _verify_size(folder, entry)
+        with _told_as_damage(entry.name):
+            if _sha256(folder / entry.name) != entry.sha256:
+                raise Damaged(f"{entry.name} has the right size but not the bytes that were saved (sha256 differs)")
+    if STATE not in {entry.name for entry in entries}:
+        raise Damaged(f"its manifest does not list {STATE}")
+    with _told_as_damage(STATE):
+        state = CheckpointState.from_json((folder / STATE).read_text())
+    if state.step != step_of(folder):
+        raise Damaged(f"it holds the state of step {state.step}")
+    return state
+
+
+def _verify_size(folder: Path, entry: FileEntry) -> None:
+    with _told_as_damage(entry.name):
+        found = (folder / entry.name).stat().st_size
+    if found != entry.size:
+        raise Damaged(f"{entry.name} has {found} bytes, its manifest says {entry.size}")
+
+
+@contextmanager
+def _told_as_damage(name: str) -> Iterator[None]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except FileNotFoundError as error:
+        raise Damaged(f"{name} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{name} cannot be read: {error}") from error
+    except Damaged:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        # The shapes that wrong JSON takes.
+        raise Damaged(f"{name} is not what was written: {error!r}") from error
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(folder: Path) -> None:
-    """Make everything in a folder durable and write the manifest that says what it is."""
-    inside = sorted(folder.rglob("*"))
-    entries = []
-    for path in inside:
-        _fsync(path)
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            entries.append({"name": name, "size": path.stat().st_size, "sha256": _sha256(path)})
-    (folder / MANIFEST).write_text(json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
-    _fsync(folder / MANIFEST)
-    _fsync(folder)
-
-
-def _verified_state(folder: Path) -> CheckpointState:
-    """The state in a step folder; `Damaged` unless every file is there, of the right size and content."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["schema"] != SCHEMA:
-            raise Damaged(f"its manifest is of schema {manifest['schema']}; this version reads {SCHEMA}")
-        names = set()
-        for entry in manifest["files"]:
-            _verify_file(folder / entry["name"], size=entry["size"], sha256=entry["sha256"])
-            names.add(entry["name"])
-        if STATE not in names:
-            raise Damaged(f"its manifest does not list {STATE}")
-        return CheckpointState.from_json((folder / STATE).read_text())
-    except FileNotFoundError as error:
-        raise Damaged(f"{Path(error.filename).relative_to(folder)} is missing") from error
-    except OSError as error:
-        raise Damaged(f"it cannot be read: {error}") from error
-    except Damaged:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        # The shapes that wrong JSON takes.
-        raise Damaged(f"{MANIFEST} or {STATE} is not what was written: {error!r}") from error
-
-
-def _verify_file(path: Path, *, size: int, sha256: str) -> None:
-    found = path.stat().st_size
-    if found != size:
-        raise Damaged(f"{path.name} has {found} bytes, its manifest says {size}")
-    if _sha256(path) != sha256:
-        raise Damaged(f"{path.name} has the right size but not the bytes that were saved (sha256 differs)")
 
 
 def _differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

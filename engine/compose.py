@@ -117,7 +117,7 @@ def _by_number(name: str) -> list[str | float]:
 def compose(argv: Sequence[str], schema: type[T], *, conf: Path, open_sections: Sequence[str]) -> Composed[T]:
     """The configuration of class `schema` that `argv` asks for."""
     options = options_in(conf)
-    keys = [_checked_key(text, options) for text in argv]
+    keys = [checked_key(text, options) for text in argv]
     own = own_files(argv, options)
     # Values get `++`, because YAML is sparse and Hydra would call most keys unknown; group choices stay as they are.
     texts = [(key, text) for key, text in zip(keys, argv, strict=True) if key not in own]
@@ -136,7 +136,7 @@ def compose(argv: Sequence[str], schema: type[T], *, conf: Path, open_sections: 
 # ----------------------------------------------------------------------------- what was typed
 
 
-def _checked_key(text: str, options: Options) -> str:
+def checked_key(text: str, options: Options) -> str:
     """The key or group that an override is about."""
     try:
         override = OverridesParser.create().parse_override(text)

@@ -58,6 +58,23 @@ class Resume(Enum):
     """From the newest valid checkpoint, if there is one."""
     NEVER = "never"
     """Always from the first step."""
+    DESPITE_CHANGES = "despite_changes"
+    """As auto, also where settings or data are others than those that the checkpoint was saved with."""
+
+
+class OnFullDisk(Enum):
+    """What becomes of a run whose checkpoint does not fit on the disk. The one before it stays."""
+
+    STOP = "stop"
+    GO_ON = "go_on"
+    """It is told, and tried again when the next one is due."""
+
+
+class BestIs(Enum):
+    """Of a metric."""
+
+    HIGHEST = "highest"
+    LOWEST = "lowest"
 
 
 @dataclass
@@ -78,11 +95,21 @@ class RunConfig:
     """Steps between two checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 2
     """The newest ones; older ones are deleted."""
+    keep_best: str = ""
+    """A metric as metrics.jsonl names it (held_out/greedy); the checkpoint where it is best stays too. Empty: none."""
+    best_is: BestIs = BestIs.HIGHEST
+    """Of run.keep_best: highest, or lowest for a loss."""
+    on_full_disk: OnFullDisk = OnFullDisk.STOP
+    """What a checkpoint that does not fit leads to: stop ends the run, go_on tries again when the next one is due."""
     resume: Resume = Resume.AUTO
-    """auto goes on from the newest valid checkpoint of the same run; never starts over."""
+    """auto goes on from the newest valid checkpoint of the same run; despite_changes does so under settings or data
+    that have changed; never starts over."""
     max_restarts: int = 3
-    """Times that the run goes on by itself, from its newest checkpoint, after a trainer's process died, or another
-    worker's once more than it may (cluster.worker_restarts)."""
+    """Times in a row, without a new checkpoint between, that the run goes on by itself from its newest checkpoint:
+    after its own process or a trainer's was killed, or another worker's once more than it may
+    (cluster.worker_restarts)."""
+    grace_s: float = 30.0
+    """Seconds that SIGTERM or Ctrl-C give the run to save and end; then, or at a second signal, it is killed."""
     keep_rollouts_every_steps: int = 10
     """Steps between two files of rollouts, for people and for replay; 0 keeps only the last step's."""
     show_responses_every_steps: int = 10

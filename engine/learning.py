@@ -1,4 +1,5 @@
-"""What a step does with judged groups: deal them out, ask the other models, credit, update. No engine is needed."""
+"""What a step does with judged groups: deal them out, ask the other models, credit, update, publish. No engine is
+needed."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import ray
 from engine.config import Config
 from engine.dealing import WorkModel
 from engine.experience import Assignment, advantages, assign
+from engine.group_files import Name
 from engine.invariants import check_tokens
 from engine.metrics import of_update
-from engine.rollout_files import Name
 from engine.rollout_stream import TakenGroup
 from workers.records import AlgorithmState, Metrics
-from workers.team import Workers
+from workers.team import SyncReport, Workers
 
 
 def deal_out(groups: Sequence[TakenGroup], config: Config) -> Assignment:
@@ -95,3 +96,11 @@ def update(
             check_tokens(reports, announced=announced)
             metrics |= {f"{name}{key}": value for key, value in of_update(reports).items()}
     return metrics
+
+
+def publish(config: Config, workers: Workers, *, step: int) -> SyncReport:
+    """Rollout engines, and a reference that follows, have the weights that the policy has after step `step` (from 0)."""
+    published, refresh = workers.publish_weights(version=step + 1), config.algo.reference_refresh
+    if refresh.is_due(step):
+        workers.reference.follow(published.manifest, share=refresh.share)
+    return published

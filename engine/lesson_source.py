@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.data.bad_rows import BadRowPolicy, BadRows, Tolerance
@@ -17,7 +19,12 @@ class LessonSource(Protocol):
 
     @property
     def next_draw(self) -> int:
-        """What a checkpoint keeps, to go on from."""
+        """What a checkpoint keeps, to go on from: the row whose lessons come next."""
+        ...
+
+    @property
+    def lessons_taken(self) -> int:
+        """Of those that this row makes."""
         ...
 
     def take(self, count: int) -> list[Lesson]:
@@ -29,9 +36,11 @@ class LessonSource(Protocol):
         """Rows that were left out since it began."""
         ...
 
-    def forget_surplus(self) -> None:
-        """Lessons that were made and not taken are made again by nobody: a checkpoint does not hold them."""
-        ...
+
+class LessonsFrom(Protocol):
+    """The lessons to learn from, from a draw on."""
+
+    def __call__(self, next_draw: int, lessons_taken: int = 0) -> LessonSource: ...
 
 
 class ShuffledLessons:
@@ -52,17 +61,20 @@ class ShuffledLessons:
         self._next_draw += count
         return [self._lessons[self._shuffle.row(draw)] for draw in draws]
 
-    def forget_surplus(self) -> None:
-        """There is none."""
+    @property
+    def lessons_taken(self) -> int:
+        return 0
 
 
 class StreamedLessons:
     """Rows are read, and made lessons of, while the run goes on."""
 
-    def __init__(self, stream: RecordStream, make: LessonMaker, tolerance: Tolerance) -> None:
+    def __init__(self, stream: RecordStream, make: LessonMaker, tolerance: Tolerance, *, lessons_taken: int) -> None:
+        """`lessons_taken`: of those that the stream's next row makes, how many were taken before."""
         self._stream, self._make = stream, make
         self._unwritten = BadRows(tolerance)
-        self._made: list[Lesson] = []
+        self._made: deque[_Made] = deque()
+        self._taken_before = lessons_taken
 
     @property
     def bad(self) -> BadRows:
@@ -70,18 +82,31 @@ class StreamedLessons:
 
     @property
     def next_draw(self) -> int:
-        return self._stream.drawn
+        return self._made[0].draw if self._made else self._stream.drawn
+
+    @property
+    def lessons_taken(self) -> int:
+        return self._made[0].number if self._made else self._taken_before
 
     def take(self, count: int) -> list[Lesson]:
         """Raises DataError at a bad row, or at one too many."""
         while len(self._made) < count:
-            rows = self._stream.take(count - len(self._made))
+            draw = self._stream.drawn
+            rows = self._stream.take(1)
             for lessons in self._unwritten.collect(rows, self._make):
-                self._made += lessons
+                made = [_Made(lesson=lesson, draw=draw, number=number) for number, lesson in enumerate(lessons)]
+                self._made += made[self._taken_before :]
+                self._taken_before = 0
             if self._unwritten.tolerance.policy is BadRowPolicy.ERROR or self._unwritten.seen >= CHECKED:
                 self._unwritten.settle()
-        taken, self._made = self._made[:count], self._made[count:]
-        return taken
+        return [self._made.popleft().lesson for _ in range(count)]
 
-    def forget_surplus(self) -> None:
-        self._made = []
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A lesson that was made of a row."""
+
+    lesson: Lesson
+    draw: int
+    number: int
+    """Among the lessons of its row."""

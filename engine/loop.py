@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import ray
 
-from engine.checkpoint import Checkpoints
+from engine.carried import load_carried, save_carried
 from engine.config import Config, RunConfig
 from engine.evaluation import evaluate
+from engine.group_files import JudgedGroup, Name
 from engine.invariants import SkippedUpdates, check_agreement
 from engine.learning import ask_models, credit, deal_out, update
 from engine.metrics import of_rollouts
-from engine.resume import Progress, save_progress
-from engine.rollout_files import FailureList, JudgedGroup, Name, rollouts_of, write_rollouts
+from engine.resume import Progress, SavePoints, Start
+from engine.rollout_files import FailureList, rollouts_of, write_rollouts
 from engine.rollout_stream import RolloutStream, Taken
 from engine.shown_responses import extremes, shown, told
 from engine.tasks import OnlineTask
@@ -24,13 +26,13 @@ from workers.team import Workers
 
 
 def train_online(
-    config: Config, task: OnlineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
+    config: Config, task: OnlineTask, start: Start, workers: Workers, tracker: Tracker, saves: SavePoints
 ) -> None:
     """Learn from what the policy samples. Weight version n is the policy after n steps.
 
     With `rollout.max_staleness` above 0 the engines decode the next steps' groups while the trainers learn.
     """
-    algorithm, run, state = config.algo, config.run, start.algorithm
+    algorithm, run, state = config.algo, config.run, start.progress.algorithm
     if start.folder is not None:
         _load(start.folder, config, workers)
     stream = RolloutStream(
@@ -40,49 +42,48 @@ def train_online(
         reward=config.reward,
         algorithm=algorithm,
         seed=run.seed,
-        next_draw=start.next_draw,
+        next_draw=start.progress.next_draw,
+        carried=load_carried(start.folder),
         steps=run.steps,
         list_failures=FailureList(config.run_folder / "failures.jsonl", after_step=start.step).add,
     )
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     workers.publish_weights(version=start.step)
-    if start.step == 0:
-        _measure(config, task, workers, tracker, step=0)
+    with saves.between_steps():
+        _measure(config, task, workers, tracker, saves, step=start.step)
+        for step in range(start.step, run.steps):
+            with tracker.step(step) as metrics:
+                with saves.may_stop(), workers.generating(), tracker.phase("generate"):
+                    taken = stream.take(version=step)
+                    metrics |= of_rollouts(taken)
 
-    for step in range(start.step, run.steps):
-        with tracker.step(step) as metrics:
-            with workers.generating(), tracker.phase("generate"):
-                taken = stream.take(version=step)
-                metrics |= of_rollouts(taken)
+                with workers.learning():
+                    batch = deal_out(taken.groups, config)
+                    with tracker.phase("reference"):
+                        said = ask_models(batch, config, workers)
+                    with tracker.phase("credit"):
+                        credited = credit(batch, said, config, state, workers)
+                        metrics |= credited.metrics
+                    with tracker.phase("update"):
+                        metrics |= update(batch, credited.rows, config, state, workers, step=step)
+                        check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
+                    with tracker.phase("publish"):
+                        metrics |= _published(config, workers, tracker, step=step)
 
-            with workers.learning():
-                batch = deal_out(taken.groups, config)
-                with tracker.phase("reference"):
-                    said = ask_models(batch, config, workers)
-                with tracker.phase("credit"):
-                    credited = credit(batch, said, config, state, workers)
-                    metrics |= credited.metrics
-                with tracker.phase("update"):
-                    metrics |= update(batch, credited.rows, config, state, workers, step=step)
-                    check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
-                with tracker.phase("publish"):
-                    metrics |= _published(config, workers, tracker, step=step)
+                metrics |= workers.memory()
+                state = algorithm.next_state(state, metrics)
+                new_alarms = tracker.alarms(metrics)
+                is_due = run.is_due(step, every_steps=run.keep_rollouts_every_steps)
+                if is_due or metrics["skipped_updates"] or new_alarms:
+                    _keep(taken, credited.advantages, config.run_folder, step + 1)
+                skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
 
-            metrics |= workers.memory()
-            state = algorithm.next_state(state, metrics)
-            new_alarms = tracker.alarms(metrics)
-            if run.is_due(step, every_steps=run.keep_rollouts_every_steps) or metrics["skipped_updates"] or new_alarms:
-                _keep(taken, credited.advantages, config.run_folder, step + 1)
-            skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
-
-        tracker.say_alarms(new_alarms, look_at=rollouts_of(config.run_folder, step + 1))
-        _show(taken, tracker, run, step=step)
-        if run.is_due(step, every_steps=config.evaluation.every_steps):
-            _measure(config, task, workers, tracker, step=step + 1)
-        if run.is_due(step, every_steps=run.save_every_steps):
-            stream.forget_surplus()
-            here = Progress(step=step + 1, next_draw=stream.next_draw, algorithm=state, folder=None)
-            save_progress(here, config, task, workers, tracker, checkpoints)
+            here = Progress(step=step + 1, next_draw=stream.next_draw, lessons_taken=0, algorithm=state)
+            saves.reached(here, write_more=partial(save_carried, stream.carried))
+            tracker.say_alarms(new_alarms, look_at=rollouts_of(config.run_folder, step + 1))
+            _show(taken, tracker, run, step=step)
+            _measure(config, task, workers, tracker, saves, step=step + 1)
+            saves.save_where_due()
 
 
 def _published(config: Config, workers: Workers, tracker: Tracker, *, step: int) -> Metrics:
@@ -106,9 +107,13 @@ def _load(folder: Path, config: Config, workers: Workers) -> None:
         workers.reference.load(folder)
 
 
-def _measure(config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, *, step: int) -> None:
-    if config.evaluation.prompts and task.held_out:
-        with workers.generating(), tracker.phase("measure"):
+def _measure(
+    config: Config, task: OnlineTask, workers: Workers, tracker: Tracker, saves: SavePoints, *, step: int
+) -> None:
+    """What the policy can do after so many steps, where it is time for it, and a run that stopped has not done it."""
+    is_due = step == 0 or config.run.is_due(step - 1, every_steps=config.evaluation.every_steps)
+    if is_due and config.evaluation.prompts and task.held_out and not tracker.has_measured(step):
+        with saves.may_stop(), workers.generating(), tracker.phase("measure"):
             tracker.held_out(step, evaluate(task.held_out, workers, config))
 
 

@@ -17,43 +17,43 @@ from contextlib import closing
 
 from engine.announcements import announcements
 from engine.checkpoint import CheckpointError
-from engine.config import Config, ConfigError, help_text, load_config
+from engine.checkpoint_room import DiskFull
+from engine.config import ConfigError, help_text, load_config
 from engine.data.base import DataError
 from engine.data_check import account_for_data, check_data, only_checks
 from engine.fit import check_fit
 from engine.machine import this_machine
-from engine.restarts import with_restarts
-from engine.resume import find_progress, open_checkpoints
+from engine.resume import SavePoints, find_start, open_checkpoints
+from engine.stopping import StopSignals
+from engine.supervisor import WORKER_DIED, Terms, supervised
 from engine.tasks import prepare_offline, prepare_online
 from engine.tracking import Tracker
 from rewards.load import RewardError
 from workers.bytecode import keep_bytecode
-from workers.stopped import RunStopped
+from workers.stopped import RunStopped, WorkerDied
 
 MISTAKES = (ConfigError, DataError, RewardError, CheckpointError)
 """What a person can mend: told without a traceback, before Ray starts."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], stop: StopSignals, terms: Terms, *, again: bool) -> None:
+    """The run that `argv` asks for, from where it stands to its end. `again`: after a part of it that was killed."""
     config = load_config(argv)
     if only_checks(config):
         print(check_data(config))
         return
-    with_restarts(attempt, config)
-
-
-def attempt(config: Config) -> None:
-    """The run, from where it stands to its end."""
+    terms.agree(max_restarts=config.run.max_restarts, grace_s=config.run.grace_s)
+    # What the killed part has written is this run's own, and not an earlier one's that is to be moved aside.
+    checkpoints = open_checkpoints(config, moving_aside=not again)
     fit = check_fit(config, this_machine())
-    checkpoints = open_checkpoints(config)
     with closing(Tracker(config)) as tracker:
         tracker.say(fit)
         tracker.say(f"reading {type(config.data).__name__} for {config.model.path}")
         task = prepare_online(config) if config.algo.online else prepare_offline(config)
         config = config.for_rows(len(task))
         account_for_data(config, task, tracker)
-        start = find_progress(config, task.fingerprint, checkpoints, tracker)
-        if start.step >= config.run.steps:
+        start = find_start(config, task.fingerprint, checkpoints, tracker)
+        if start.step >= config.run.steps and tracker.has_finished(steps=config.run.steps):
             tracker.say(f"{config.run_folder} is complete; run.steps=<more> goes on, run.resume=never starts over")
             return
         for line in announcements(config, task):
@@ -65,33 +65,37 @@ def attempt(config: Config) -> None:
         from workers.team import start_workers
 
         train = train_online if config.algo.online else train_offline
-        team = config.team()
         with start_workers(
-            team,
+            config.team(),
             task.rewards,
             task.canaries,
             announce=tracker.say,
             started=tracker.started,
             tell=tracker.show_lines,
         ) as workers:
-            train(config, task, start, workers, tracker, checkpoints)
+            saves = SavePoints(config, task, workers, tracker, checkpoints, start, stop=stop, committed=terms.committed)
+            train(config, task, start, workers, tracker, saves)
             with tracker.phase("export"):
                 exported = export(config, workers)
         tracker.finish(export=exported)
 
 
-def run(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 1 the run could not go on, 2 a mistake of the person's, 130 Ctrl-C or SIGTERM."""
+def run(argv: Sequence[str], terms: Terms | None = None, again: bool = False) -> int:
+    """The exit code: 0 done, 1 the run could not go on, 2 a mistake of the person's, 3 a worker died that could not be
+    replaced, 130 Ctrl-C, 143 SIGTERM."""
     if {"-h", "--help"} & set(argv):
         print(help_text())
         return 0
     keep_bytecode()
-    # A cluster's polite kill ends a run as a person's does: every worker is buried.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = StopSignals()
+    stop.install()
     # Until there are workers to tell of, who asks what the run does is told where it is.
     signal.signal(signal.SIGUSR1, lambda number, frame: traceback.print_stack(frame))
     try:
-        main(argv)
+        main(argv, stop, terms or Terms(), again=again)
+    except DiskFull as full:
+        print(f"heliostat: the run stopped: {full}", file=sys.stderr)
+        return 1
     except MISTAKES as mistake:
         print(f"heliostat: {mistake}", file=sys.stderr)
         return 2
@@ -99,12 +103,12 @@ def run(argv: Sequence[str]) -> int:
         # A worker's error carries a note: whose it is, and what that worker's log says.
         told = "\n".join([str(stopped), *getattr(stopped, "__notes__", ())])
         print(f"heliostat: the run stopped: {told}", file=sys.stderr)
-        return 1
+        return WORKER_DIED if isinstance(stopped, WorkerDied) else 1
     except KeyboardInterrupt:
-        print("heliostat: stopped; the same command goes on after the newest checkpoint", file=sys.stderr)
-        return 130
+        print(f"heliostat: {stop.asked}; the same command goes on after the newest checkpoint", file=sys.stderr)
+        return stop.asked.exit_code
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(supervised(lambda terms, again: run(sys.argv[1:], terms, again)))

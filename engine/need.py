@@ -95,6 +95,15 @@ def weight_bytes(config: Config) -> float:
     return number_bytes(config) * float(config.sizes.parameters)
 
 
+def checkpoint_bytes(config: Config) -> float:
+    """What one checkpoint takes: learned weights and the optimizer's states, of the policy and of a critic."""
+    moments = (12 if config.train.zero_stage >= 1 else 8) * learned_parameters(config)
+    weights = number_bytes(config) * learned_parameters(config)
+    trainers = 1 + (config.algo.online and config.algo.needs.critic)
+    follows = config.algo.online and config.algo.reference_refresh.every_steps > 0
+    return trainers * (weights + moments) + follows * weight_bytes(config)
+
+
 def learned_parameters(config: Config) -> float:
     """All of them; those of some layers; or an adapter's."""
     sizes, tuning = config.sizes, config.tuning

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.algorithms.base import LanguageObjective, Objective
-from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.invariants import SkippedUpdates, check_tokens
 from engine.metrics import of_update
 from engine.references import References
-from engine.resume import Progress, save_progress
+from engine.resume import Progress, SavePoints, Start
 from engine.tasks import OfflineTask
 from engine.tracking import Tracker
 from workers.lessons import Lesson, Share
@@ -19,14 +18,14 @@ from workers.team import Workers
 
 
 def train_offline(
-    config: Config, task: OfflineTask, start: Progress, workers: Workers, tracker: Tracker, checkpoints: Checkpoints
+    config: Config, task: OfflineTask, start: Start, workers: Workers, tracker: Tracker, saves: SavePoints
 ) -> None:
     """One optimizer step a batch of lessons; they come in an order keyed by (seed, epoch)."""
     run, objective, ranks = config.run, config.algo, config.train.ranks
-    source = task.lessons_from(start.next_draw)
+    source = task.lessons_from(start.progress.next_draw, start.progress.lessons_taken)
     references = References(config) if _needs_reference(objective) else None
     if references:
-        references.complete(_all_to_come(config, task, start), workers, tracker, ranks=ranks)
+        references.complete(_all_to_come(config, task, start.progress), workers, tracker, ranks=ranks)
     if start.folder is not None:
         workers.policy.load(start.folder)
 
@@ -35,33 +34,38 @@ def train_offline(
         return [references.share(own) if references else Share(lessons=own, reference=()) for own in shares]
 
     def measure(step: int) -> None:
-        if task.held_out:
-            with tracker.phase("measure"):
+        is_due = step == 0 or run.is_due(step - 1, every_steps=config.evaluation.every_steps)
+        if is_due and task.held_out and not tracker.has_measured(step):
+            with saves.may_stop(), tracker.phase("measure"):
                 totals = totals_of(task.held_out, horizon=config.model.context_length)
                 reports = workers.policy.assess(deal(task.held_out), totals, objective)
                 tracker.held_out_figures(step, of_update(reports))
 
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
-    if start.step == 0:
-        measure(step=0)
-    for step in range(start.step, run.steps):
-        with tracker.step(step) as metrics, tracker.phase("update"):
-            lessons = objective.assemble(source.take(config.train.examples_per_step))
-            totals = totals_of(lessons, horizon=config.model.context_length)
-            reports = workers.policy.fit(deal(lessons), totals, objective)
-            check_tokens(reports, announced=totals.tokens)
-            metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
-            metrics |= workers.memory()
-            skips.observe(metrics["skipped_updates"])
+    with saves.between_steps():
+        measure(step=start.step)
+        for step in range(start.step, run.steps):
+            with tracker.step(step) as metrics, tracker.phase("update"):
+                with saves.may_stop():
+                    lessons = objective.assemble(source.take(config.train.examples_per_step))
+                totals = totals_of(lessons, horizon=config.model.context_length)
+                reports = workers.policy.fit(deal(lessons), totals, objective)
+                check_tokens(reports, announced=totals.tokens)
+                metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
+                metrics |= workers.memory()
+                skips.observe(metrics["skipped_updates"])
 
-        if run.is_due(step, every_steps=config.evaluation.every_steps):
+            here = Progress(
+                step=step + 1,
+                next_draw=source.next_draw,
+                lessons_taken=source.lessons_taken,
+                algorithm=start.progress.algorithm,
+            )
+            saves.reached(here)
             measure(step + 1)
-        if run.is_due(step, every_steps=run.save_every_steps):
-            source.forget_surplus()
-            if source.bad.found:
+            if source.bad.found and run.is_due(step, every_steps=run.save_every_steps):
                 tracker.say(f"{len(source.bad.found)} rows were left out so far: {source.bad.write(config.run_folder)}")
-            here = Progress(step=step + 1, next_draw=source.next_draw, algorithm=start.algorithm, folder=None)
-            save_progress(here, config, task, workers, tracker, checkpoints)
+            saves.save_where_due()
 
 
 def totals_of(lessons: Sequence[Lesson], *, horizon: int) -> Totals:
@@ -88,6 +92,6 @@ def _needs_reference(objective: Objective) -> bool:
 def _all_to_come(config: Config, task: OfflineTask, start: Progress) -> Iterator[Lesson]:
     """Every lesson that the run will look at from here on."""
     yield from task.held_out
-    source = task.lessons_from(start.next_draw)
+    source = task.lessons_from(start.next_draw, start.lessons_taken)
     for _ in range(start.step, config.run.steps):
         yield from config.algo.assemble(source.take(config.train.examples_per_step))

@@ -113,11 +113,13 @@ class RolloutStream:
         algorithm: Algorithm,
         seed: int,
         next_draw: int,
+        carried: Sequence[TakenGroup] = (),
         steps: int,
         list_failures: Callable[[int, GroupSummary], None],
     ) -> None:
-        """`next_draw`: where the run's ledger stands; `steps`: of the whole run, beyond which nothing is asked for;
-        `list_failures` is told of each group with responses that could not be judged, and its step (from 1)."""
+        """`next_draw`: where the run's ledger stands; `carried`: groups that its last step left over; `steps`: of the
+        whole run, beyond which nothing is asked for; `list_failures` is told of each group with responses that could
+        not be judged, and its step (from 1)."""
         self._list_failures, self._steps = list_failures, steps
         self._prompts, self._workers, self._algorithm, self._seed = prompts, workers, algorithm, seed
         self._rollout, self._reward = rollout, reward
@@ -130,7 +132,7 @@ class RolloutStream:
         )
         self._in_flight: dict[int, _InFlight] = {}
         """What the ledger says is in flight."""
-        self._surplus: list[TakenGroup] = []
+        self._surplus = list(carried)
         self._lengths: dict[int, float] = {}
         """Mean response tokens of each prompt that was answered in this process, when it was answered last."""
 
@@ -139,10 +141,10 @@ class RolloutStream:
         """Where a run that goes on from here asks again: what is in flight is not part of a checkpoint."""
         return self._ledger.next_draw
 
-    def forget_surplus(self) -> None:
-        """A checkpoint does not hold groups that were left over: the run that goes on after it, and the run that never
-        stopped, both start the next step without them."""
-        self._surplus.clear()
+    @property
+    def carried(self) -> tuple[TakenGroup, ...]:
+        """Groups that were left over for the next step."""
+        return tuple(self._surplus)
 
     def take(self, *, version: int) -> Taken:
         """One step's groups, sampled by weights no more than `max_staleness` versions older than `version`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from engine.data.render import LessonMaker, Room, render_prompts, rows_of
 from engine.data.template import Template, load_tokenizer
 from engine.fingerprint import fingerprint
 from engine.judging import AnswerCheck, canaries_for, reward_specs, try_rewards
-from engine.lesson_source import LessonSource, ShuffledLessons, StreamedLessons
+from engine.lesson_source import LessonsFrom, ShuffledLessons, StreamedLessons
 from rewards.spec import RewardSpec
 from workers.canary import Canary
 from workers.lessons import Lesson
@@ -58,8 +58,7 @@ class OfflineTask:
     """0 for a stream, whose end nobody knows."""
     first: Lesson
     """That a person is shown."""
-    lessons_from: Callable[[int], LessonSource]
-    """The lessons to learn from after so many draws."""
+    lessons_from: LessonsFrom
     held_out: tuple[Lesson, ...]
     rewards: tuple[()]
     """Nothing is sampled, so nothing is judged."""
@@ -119,7 +118,7 @@ def _in_memory(config: Config, make: LessonMaker) -> OfflineTask:
     bad.settle()
     _refuse_empty(train, config)
 
-    def lessons_from(next_draw: int) -> ShuffledLessons:
+    def lessons_from(next_draw: int, lessons_taken: int = 0) -> ShuffledLessons:
         return ShuffledLessons(train, seed=config.run.seed, next_draw=next_draw)
 
     return OfflineTask(
@@ -143,12 +142,13 @@ def _streamed(config: Config, make: LessonMaker) -> OfflineTask:
     bad.settle()
     found = beginning.bad.with_later(bad)
 
-    def lessons_from(next_draw: int) -> StreamedLessons:
-        return StreamedLessons(config.data.stream(config.algo.rows, drawn=next_draw), make, tolerance)
+    def lessons_from(next_draw: int, lessons_taken: int = 0) -> StreamedLessons:
+        stream = config.data.stream(config.algo.rows, drawn=next_draw)
+        return StreamedLessons(stream, make, tolerance, lessons_taken=lessons_taken)
 
     return OfflineTask(
         num_lessons=0,
-        first=StreamedLessons(beginning, make, tolerance).take(1)[0],
+        first=StreamedLessons(beginning, make, tolerance, lessons_taken=0).take(1)[0],
         lessons_from=lessons_from,
         held_out=_measured(held_out, config),
         rewards=(),

@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import yaml
 
 from engine.alarms import Alarm, HackingSuspected, alarms, begun
@@ -20,6 +19,8 @@ from engine.live_view import Shown
 from engine.origin import origin_of
 from engine.screen import Screen
 from engine.summary import summarize
+from engine.supervisor import BEGAN_S
+from workers.crash_points import crash_point
 from workers.records import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class Tracker:
         self.folder = config.run_folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._origin = origin_of(config)
-        self._started = psutil.Process().create_time()
+        self._started = BEGAN_S
         self._name, self._steps = config.run.name, config.run.steps
-        self._metrics_path = self.folder / "metrics.jsonl"
+        self._metrics_path, self._summary = self.folder / "metrics.jsonl", self.folder / "summary.json"
         self._metrics_file = self._metrics_path.open("a", encoding="utf-8")
         self._curves = _Curves(self.folder / "tensorboard") if config.run.tensorboard else None
         self._done: list[Metrics] = []
@@ -66,11 +67,11 @@ class Tracker:
         self._screen = Screen(self._look)
 
     def wall_s(self) -> float:
-        """Since this process started."""
+        """Since the command started."""
         return time.time() - self._started
 
     def say(self, text: str) -> None:
-        """One line for the person, with the time since the process started."""
+        """One line for the person, with the time since the command started."""
         self._screen.say(self.wall_s(), text)
         self._doing, self._doing_since = text, time.monotonic()
 
@@ -119,7 +120,9 @@ class Tracker:
         """Shows what is going on; inside a step, adds the block's duration to its `time/<name>_s`."""
         self._doing, self._doing_since = f"step {self._step}/{self._steps}: {name}", time.monotonic()
         started = time.monotonic()
+        crash_point(f"driver/{name}/begin")
         yield
+        crash_point(f"driver/{name}/end")
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
 
     def alarms(self, metrics: Metrics) -> tuple[Alarm, ...]:
@@ -158,6 +161,14 @@ class Tracker:
             f"{result.unjudged} not judged)"
         )
 
+    def has_measured(self, step: int) -> bool:
+        """Whether there are held-out figures of the policy after so many steps."""
+        return any(row["step"] == step for row in self._held_out)
+
+    def figures(self, name: str) -> dict[int, float]:
+        """A metric by step, of learning or of what is held out, as far as it was written."""
+        return {int(row["step"]): row[name] for row in (*self._done, *self._held_out) if name in row}
+
     def held_out_figures(self, step: int, metrics: Metrics) -> None:
         """An objective's own figures, on lessons that it does not learn from."""
         shown = {name: value for name, value in metrics.items() if name not in NOT_OF_HELD_OUT}
@@ -190,6 +201,10 @@ class Tracker:
         """Bytes of metrics.jsonl written so far, for a checkpoint."""
         return self._metrics_path.stat().st_size
 
+    def has_finished(self, *, steps: int) -> bool:
+        """Whether a run of so many steps has come to its end."""
+        return self._summary.exists() and json.loads(self._summary.read_text())["steps"] >= steps
+
     def begin(self, config: Config, *, position: int) -> None:
         """Once it is known where the run stands: forget the metrics of steps that will be done again, and write down
         the configuration. A run that is refused leaves the earlier one's record as it was."""
@@ -219,7 +234,7 @@ class Tracker:
             folder=self.folder.absolute(),
             origin=self._origin,
         )
-        (self.folder / "summary.json").write_text(summary.to_json())
+        self._summary.write_text(summary.to_json())
         if self._screen.is_live:
             self._doing = "done"
             self._screen.close()

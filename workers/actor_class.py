@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.crash_points import with_crash_points
 from workers.memory import Peaks, watched
 from workers.stacks import answer_with_stacks
 
@@ -38,7 +39,7 @@ def as_actor(worker_class: type) -> type:
             return self._peaks.take()
 
     for verb, call in watched(worker_class, lambda worker: worker._peaks).items():
-        setattr(Logged, verb, call)
+        setattr(Logged, verb, with_crash_points(call))
     Logged.__name__ = Logged.__qualname__ = worker_class.__name__
     return Logged
 

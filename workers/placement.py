@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,6 +44,7 @@ def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]
             "_node_ip_address": "127.0.0.1",  # nothing of a local run listens to the network
             "object_store_memory": 1 << 30,
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -52,6 +55,8 @@ def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]
         )
     except ConnectionError as error:
         raise NoCluster(f"no Ray cluster answers at {address}, from cluster.address or RAY_ADDRESS: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # for which Ray has taken one of its own
     try:
         yield
     finally:

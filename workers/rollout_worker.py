@@ -128,7 +128,13 @@ class RolloutWorker:
         return self._between_steps(lambda engine: engine.load_weights(manifest))
 
     def sleep(self) -> Future[None]:
-        return self._between_steps(lambda engine: engine.sleep())
+        """What has not ended by then never will: its futures raise CutOff."""
+
+        def fall_asleep(engine: RolloutEngine) -> None:
+            self._abandon(engine, self._unfinished(), CutOff("the engine was put to sleep"))
+            engine.sleep()
+
+        return self._between_steps(fall_asleep)
 
     def wake(self) -> Future[None]:
         return self._between_steps(lambda engine: engine.wake())

@@ -77,17 +77,24 @@ class Workers:
         if self.shares_devices:
             self.policy.offload()
             self.critic.offload()
-        with self.judge.needed():
-            yield
+        try:
+            with self.judge.needed():
+                yield
+        except KeyboardInterrupt:
+            self._give_trainers_devices()  # whoever is stopped here saves next
+            raise
 
     @contextmanager
     def learning(self) -> Iterator[None]:
         """The trainers have the devices, until weights are published. With devices of their own, nothing to do."""
+        self._give_trainers_devices()
+        yield
+
+    def _give_trainers_devices(self) -> None:
         if self.shares_devices:
             self.rollout.sleep()
             self.policy.reload()
             self.critic.reload()
-        yield
 
     def memory(self) -> Metrics:
         """The most that each verb of each role took since this was last asked; the largest over copies counts."""

@@ -23,12 +23,14 @@ from transformers import PreTrainedModel
 from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
+from workers.embedding_noise import noise_seed
 from workers.meeting import MeetingPoint, join
 from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
 from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
 from workers.packing import attend_by_segment
 from workers.records import Batch, Loss, Update
+from workers.resharding import load_resharded, saved_ranks
 from workers.tally import Tally
 from workers.tuned_weights import whole_weights
 from workers.tuning import tune
@@ -147,6 +149,8 @@ class TrainWorker(ABC):
 
     def _optimizer_step(self, batch: Batch, units: Units, micro_loss: MicroLoss, *, tally: Tally) -> None:
         """Any number of forward and backward passes, then one step."""
+        # Dropout draws from the process's generators: what it draws must not hang on what was drawn before.
+        torch.manual_seed(noise_seed("update", self._seed, self._rank.role, self._updates_done, self._rank.rank))
         for chosen in self._micro_batches(batch, units):
             micro_batch = select(batch, chosen)
             loss = micro_loss(micro_batch, chosen)
@@ -250,14 +254,19 @@ class TrainWorker(ABC):
         )
 
     def load(self, folder: Path) -> None:
-        """The other half of `save`. The caller has checked the folder's manifest: DeepSpeed unpickles what is there."""
+        """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.
+
+        The caller has checked the folder's manifest: what is there is unpickled.
+        """
         # DeepSpeed fails an assertion without a message where there is nothing to load.
         tag = self._rank.role
         if not (folder / tag).is_dir():
             raise FileNotFoundError(f"no DeepSpeed checkpoint of the {tag} in {folder}")
-        _, client_state = self._engine.load_checkpoint(
-            str(folder), tag=tag, load_module_strict=not self._saves_only_what_is_learned
-        )
+        strict = not self._saves_only_what_is_learned
+        if saved_ranks(folder / tag) in (0, self._rank.world_size):
+            _, client_state = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=strict)
+        else:
+            client_state = load_resharded(self._engine, folder / tag, strict=strict)
         self._updates_done = client_state["updates_done"]
 
 

@@ -27,7 +27,7 @@ class Surplus(Enum):
     """What becomes of informative groups beyond those that a step learns from."""
 
     CARRY = "carry"
-    """The next step takes them first; they are one version old then. A checkpoint starts without them."""
+    """The next step takes them first; they are one version old then."""
     DROP = "drop"
 
 

@@ -20,7 +20,8 @@ from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.judging import reward_specs
 from engine.loop import train_online
-from engine.resume import Progress
+from engine.resume import SavePoints, find_start
+from engine.stopping import StopSignals
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
 from workers.failures import Roster
@@ -260,9 +261,13 @@ def run_loop(config: Config, task: OnlineTask, workers: Workers, plan: Plan) -> 
     """The real loop, from its first step to its last. Returns the rows of its metrics."""
     for group in (workers.rollout, workers.policy):
         group.wait([actor.begin.remote(plan) for actor in group._actors], verb="begin")
-    start = Progress(step=0, next_draw=0, algorithm=config.algo.initial_state(), folder=None)
+    checkpoints = Checkpoints(folder=config.run_folder / "kept", keep=1)
     with closing(Tracker(config)) as tracker:
-        train_online(config, task, start, workers, tracker, Checkpoints(folder=config.run_folder / "kept", keep=1))
+        start = find_start(config, task.fingerprint, checkpoints, tracker)
+        saves = SavePoints(
+            config, task, workers, tracker, checkpoints, start, stop=StopSignals(), committed=lambda: None
+        )
+        train_online(config, task, start, workers, tracker, saves)
     return [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
 
 

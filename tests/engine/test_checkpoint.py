@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints, CheckpointState
+from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints, CheckpointState, manifest_of
+from engine.checkpoint_writer import CheckpointWriter
 from engine.fingerprint import flattened
 from workers.config import TrainConfig
 from workers.records import AlgorithmState
@@ -21,6 +22,7 @@ def state_of(step: int) -> CheckpointState:
     return CheckpointState(
         step=step,
         next_draw=32 * step,
+        lessons_taken=0,
         algorithm=AlgorithmState(kl_coef=0.1 + 0.2),
         metrics_bytes=1000 * step,
         weights_version=step,
@@ -39,8 +41,15 @@ def weights_of(step: int, note: str) -> Callable[[Path], None]:
     return write
 
 
-def save(checkpoints: Checkpoints, step: int, note: str = "") -> Path:
-    return checkpoints.save(step, weights_of(step, note), state_of(step))
+def writer_of(checkpoints: Checkpoints) -> CheckpointWriter:
+    return CheckpointWriter(checkpoints, need_bytes=0)
+
+
+def save(checkpoints: Checkpoints, step: int, note: str = "", *, best: frozenset[int] = frozenset()) -> Path:
+    with writer_of(checkpoints) as writer:
+        writer.save(step, weights_of(step, note), state_of(step), best=best)
+    [path] = writer.committed()
+    return path
 
 
 def names(folder: Path) -> list[str]:
@@ -78,7 +87,7 @@ def test_a_state_survives_json_exactly() -> None:
 
 def test_a_state_of_another_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="state is of step 9"):
-        Checkpoints(folder=tmp_path, keep=1).save(10, weights_of(10, ""), state_of(9))
+        writer_of(Checkpoints(folder=tmp_path, keep=1)).save(10, weights_of(10, ""), state_of(9))
 
 
 def test_keeping_none_is_refused(tmp_path: Path) -> None:
@@ -104,7 +113,7 @@ def test_a_save_that_raises_leaves_the_checkpoint_before_it(tmp_path: Path) -> N
         raise RuntimeError("the trainer died")
 
     with pytest.raises(RuntimeError, match="the trainer died"):
-        checkpoints.save(20, fail, state_of(20))
+        writer_of(checkpoints).save(20, fail, state_of(20))
     assert names(tmp_path) == ["step_000010"]
 
 
@@ -139,8 +148,8 @@ DAMAGES = pytest.mark.parametrize(
         (MANIFEST, truncate, "not what was written"),
         (MANIFEST, lambda path: path.write_bytes(b""), "not what was written"),
         (MANIFEST, lambda path: path.write_text("[1]"), "not what was written"),
-        (MANIFEST, lambda path: path.write_text('{"schema": 2, "files": []}'), "schema 2"),
-        (MANIFEST, lambda path: path.write_text('{"schema": 1, "files": []}'), "does not list state.json"),
+        (MANIFEST, lambda path: path.write_text('{"schema": 0, "files": []}'), "schema 0"),
+        (MANIFEST, lambda path: path.write_text(manifest_of([])), "does not list state.json"),
     ],
 )
 

@@ -51,9 +51,24 @@ def test_who_goes_on_after_a_stop_gets_the_lessons_that_would_have_come(source: 
     never_stopped, stopped = task.lessons_from(0), task.lessons_from(0)
     first = never_stopped.take(25)
     assert stopped.take(25) == first
-    never_stopped.forget_surplus()
-    gone_on = task_of(rows, *SOURCES[source]).lessons_from(stopped.next_draw)
+    gone_on = task_of(rows, *SOURCES[source]).lessons_from(stopped.next_draw, stopped.lessons_taken)
     assert gone_on.take(30) == never_stopped.take(30)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3, 4, 7, 20])
+def test_who_goes_on_in_the_middle_of_a_long_row_gets_the_rest_of_it(taken: int, tmp_path: Path) -> None:
+    """Each row makes three lessons; a checkpoint may stand after any of them."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n}" * 30}) + "\n" for n in range(1, 9)))
+    overrides = ["algo=pt", "data=files", f"data.path={path}", "data.held_out=1", "model.context_length=12"]
+    task = prepare_offline(load_config([*overrides, "data.streaming=true", "data.shuffle_rows=3"]))
+    whole = task.lessons_from(0).take(30)
+    stopped = task.lessons_from(0)
+    assert stopped.take(taken) == whole[:taken]
+    gone_on = task.lessons_from(stopped.next_draw, stopped.lessons_taken)
+    assert gone_on.take(30 - taken) == whole[taken:]
+    again = task.lessons_from(gone_on.next_draw, gone_on.lessons_taken)
+    assert again.take(5) == gone_on.take(5)
 
 
 def test_a_stream_of_long_texts_gives_as_many_lessons_as_are_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from engine.algorithms.grpo import GRPO
 from engine.algorithms.remax import ReMax
 from engine.algorithms.shaping import Shaping
 from engine.ledger import Ledger, WrongWeights
-from engine.rollout_stream import NotEnoughGroups, RewardsFailed, RolloutStream, Taken
+from engine.rollout_stream import NotEnoughGroups, RewardsFailed, RolloutStream, Taken, TakenGroup
 from engine.shuffle import Shuffle
 from rewards.score import Failure, FailureKind, Score
 from workers.config import RewardConfig, RolloutConfig
@@ -129,6 +129,7 @@ def stream(
     max_failure_fraction: float = 0.0,
     seed: int = 1,
     next_draw: int = 0,
+    carried: Sequence[TakenGroup] = (),
     steps: int = 1000,
     oversampling: float = 1.0,
     max_running: int = 256,
@@ -153,6 +154,7 @@ def stream(
         list_failures=lambda step, summary: listing.append((step, summary.draw)),
         seed=seed,
         next_draw=next_draw,
+        carried=carried,
         steps=steps,
     )
 
@@ -457,10 +459,9 @@ def test_after_a_checkpoint_a_resumed_stream_is_the_one_that_never_stopped(
     whole = stream(workers, algorithm=algorithm)
     for step in range(saved):
         take(whole, workers, version=step)
-    whole.forget_surplus()
     standing = whole.next_draw
     others = FakeWorkers(scores=scores_of(uniform))
-    resumed = stream(others, algorithm=algorithm, next_draw=standing)
+    resumed = stream(others, algorithm=algorithm, next_draw=standing, carried=whole.carried)
     for step in range(saved, 5):
         one, other = take(whole, workers, version=step), take(resumed, others, version=step)
         assert draws_of(one) == draws_of(other)

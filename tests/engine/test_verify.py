@@ -49,8 +49,8 @@ def other(one: Path) -> Path:
 
 def state(*, next_draw: int = 8, data: str = "d", settings: dict[str, str] = SETTINGS) -> CheckpointState:
     return CheckpointState(
-        step=2, next_draw=next_draw, algorithm=AlgorithmState(kl_coef=0.0), metrics_bytes=1, weights_version=2, seed=3,
-        config=settings, data_fingerprint=data,
+        step=2, next_draw=next_draw, lessons_taken=0, algorithm=AlgorithmState(kl_coef=0.0), metrics_bytes=1,
+        weights_version=2, seed=3, config=settings, data_fingerprint=data,
     )  # fmt: skip
 
 

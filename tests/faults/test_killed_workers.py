@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from runs import REPOSITORY, Finished, run_main
+from runs import Finished, run_main
 
 from engine.verify import verify
+from tests.bench._disturbed import Disturbed, start
 
 SETTINGS = (
     "run.steps=10",
     "run.save_every_steps=5",
     "run.keep_rollouts_every_steps=1",
     "run.tensorboard=false",
+    "run.show_responses_every_steps=0",
     "evaluation.prompts=8",
     "evaluation.every_steps=5",
     "rollout.prompts_per_step=8",
@@ -28,33 +25,28 @@ SETTINGS = (
     "train.schedule=constant",
 )
 PATIENCE_S = 240.0
+DRIVER = "the run's own process"
 
 
-def where(run: Path, worker: str) -> dict[str, float]:
-    return json.loads((run / "logs" / f"{worker}.where").read_text())
-
-
-def until_step(run: Path, step: int, process: subprocess.Popen) -> None:
+def until_step(run: Disturbed, step: int) -> None:
     """Until the run has done so many steps."""
-    metrics, deadline = run / "metrics.jsonl", time.monotonic() + PATIENCE_S
+    metrics, deadline = run.folder / "metrics.jsonl", time.monotonic() + PATIENCE_S
     while not (metrics.exists() and f'"step": {step}, "reward' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert run.process.poll() is None and time.monotonic() < deadline, run.output
         time.sleep(0.02)
 
 
 def disturbed(folder: Path, *killed: tuple[int, str], more: tuple[str, ...] = ()) -> tuple[int, str]:
-    """A run whose workers are killed, each after a step. Its exit code, and what it printed."""
-    command = [sys.executable, "-m", "engine.main", *SETTINGS, *more, f"run.folder={folder}", "run.name=disturbed"]
-    run = folder / "disturbed"
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for step, worker in killed:
-            until_step(run, step, process)
-            before = where(run, worker)
-            os.kill(int(before["pid"]), signal.SIGKILL)
-        output, _ = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, output
+    """A run of which somebody is killed, each after a step. Its exit code, and what it printed."""
+    run = start((*SETTINGS, *more), folder=folder, name="disturbed")
+    for step, who in killed:
+        until_step(run, step)
+        victim = run.driver if who == DRIVER else run.worker(who)
+        assert victim is not None
+        victim.send_signal(signal.SIGKILL)
+    code = run.wait(timeout_s=PATIENCE_S)
+    assert not run.left_over()
+    return code, run.output
 
 
 @pytest.fixture(scope="module")
@@ -64,46 +56,49 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return run
 
 
-def test_a_run_whose_workers_are_killed_is_bit_for_bit_the_run_that_was_left_alone(whole: Finished) -> None:
-    folder = whole.folder.parent
-    killed = ((1, "reward_0"), (3, "rollout_0"), (5, "reference_0"))
-    exit_code, output = disturbed(folder, *killed)
-    assert exit_code == 0, output
-    run = folder / "disturbed"
-    log = (run / "logs" / "rollout_0.log").read_text()
-    assert "in place of one that died: serving version" in log, "otherwise no engine was replaced"
-    for aspect in verify(whole.folder, run, tolerance=0.0):
+def assert_equal(whole: Path, run: Path) -> None:
+    for aspect in verify(whole, run, tolerance=0.0):
         assert aspect.compared and not aspect.differences, aspect.told()
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(run) in " ".join(p.info["cmdline"] or ())]
+
+
+def test_a_run_whose_workers_are_killed_is_bit_for_bit_the_run_that_was_left_alone(
+    whole: Finished, tmp_path: Path
+) -> None:
+    exit_code, output = disturbed(tmp_path, (1, "reward_0"), (3, "rollout_0"), (5, "reference_0"))
+    assert exit_code == 0, output
+    log = (tmp_path / "disturbed" / "logs" / "rollout_0.log").read_text()
+    assert "in place of one that died: serving version" in log, "otherwise no engine was replaced"
+    assert_equal(whole.folder, tmp_path / "disturbed")
 
 
 @pytest.mark.parametrize("more", [(), pytest.param(("train.ranks=2",), marks=pytest.mark.slow)], ids=["alone", "ranks"])
-def test_a_run_whose_trainer_is_killed_goes_on_from_its_checkpoint_to_the_same_end(
+def test_a_run_whose_trainer_and_own_process_are_killed_goes_on_from_its_checkpoint_to_the_same_end(
     more: tuple[str, ...], whole: Finished, tmp_path: Path
 ) -> None:
     undisturbed = whole
     if more:
         undisturbed = run_main(*SETTINGS, *more, folder=tmp_path, name="whole")
         assert undisturbed.exit_code == 0, undisturbed.output
-    exit_code, output = disturbed(tmp_path, (7, "policy_0"), more=more)
+    exit_code, output = disturbed(tmp_path, (7, "policy_0"), (8, DRIVER), more=more)
     assert exit_code == 0, output
-    assert "heliostat: policy 0 died while it was to" in output
-    assert "going on from the newest checkpoint (run.max_restarts: 3 left)" in output
-    assert "going on after step 5" in output
-    for aspect in verify(undisturbed.folder, tmp_path / "disturbed", tolerance=0.0):
-        assert aspect.compared and not aspect.differences, aspect.told()
+    assert "policy 0 died while it was to" in output
+    assert "the run's process was killed by SIGKILL" in output
+    assert "going on from the newest checkpoint (run.max_restarts: 2 left)" in output
+    assert "going on from the newest checkpoint (run.max_restarts: 1 left)" in output
+    assert output.count("going on after step 5") == 2
+    assert_equal(undisturbed.folder, tmp_path / "disturbed")
 
 
 @pytest.mark.slow
 def test_a_run_that_may_not_restart_stops_when_its_trainer_dies(tmp_path: Path) -> None:
     exit_code, output = disturbed(tmp_path, (1, "policy_0"), more=("run.max_restarts=0",))
-    assert exit_code == 1 and "the run stopped: policy 0 died while it was to" in output
+    assert exit_code == 3 and "the run stopped: policy 0 died while it was to" in output
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_more_often_than_it_may_ends_the_run_with_its_name(tmp_path: Path) -> None:
     killed = ((1, "reward_0"), (2, "reward_0"))
     exit_code, output = disturbed(tmp_path, *killed, more=("cluster.worker_restarts=1", "run.max_restarts=0"))
-    assert exit_code == 1
+    assert exit_code == 3
     assert "reward 0 died while it was to score a group" in output
     assert f"the last lines of {tmp_path}/disturbed/logs/reward_0.log" in output
