@@ -37,6 +37,7 @@ from engine.checkpoint import (
     step_of,
 )
 from engine.checkpoint_room import DiskFull, free_bytes, is_for_lack_of_room, why_no_room
+from workers.crash_points import crash_point
 
 STAGED = re.compile(r"step_\d{6,}\.tmp-(?P<pid>\d+)")
 
@@ -118,10 +119,13 @@ class CheckpointWriter:
 
     def _commit(self, staged: Path, step: int, state: str, best: frozenset[int]) -> None:
         with self._whole_or_nothing(staged, step):
+            crash_point("driver/commit/seal")
             (staged / STATE).write_text(state)
             _seal(staged)
+            crash_point("driver/commit/rename")
             committed = self._put_in_place(staged, step)
         self._untold.append(committed)
+        crash_point("driver/commit/retire")
         try:
             self._retire(step, best)
         except OSError as error:
