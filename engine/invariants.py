@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from engine.config import Bounds
 from workers.stopped import RunStopped
@@ -48,11 +49,15 @@ class SkippedUpdates:
     def __init__(self, *, most_in_a_row: int) -> None:
         self._most, self._in_a_row = most_in_a_row, 0
 
-    def observe(self, skipped: float) -> None:
-        """Raises InvariantViolated when too many steps in a row had to be skipped."""
+    def observe(self, skipped: float, *, batch: str | Path = "the kept rollouts") -> None:
+        """`batch`: what the step learned from, or where that is kept.
+
+        Raises InvariantViolated when too many steps in a row had to be skipped.
+        """
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if self._in_a_row > self._most:
             raise InvariantViolated(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, more than "
-                f"checks.max_skipped_steps={self._most}: lower train.learning_rate, or read the kept rollouts"
+                f"checks.max_skipped_steps={self._most}: lower train.learning_rate, or look at what the last of them "
+                f"learned from: {batch}"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from engine.config import Bounds
@@ -52,8 +54,8 @@ def test_skipped_steps_stop_the_run_when_one_more_than_allowed_follow_each_other
     skips = SkippedUpdates(most_in_a_row=2)
     for skipped in [1, 1, 0, 1, 2, 0, 0, 1, 1]:
         skips.observe(float(skipped))
-    with pytest.raises(InvariantViolated, match=r"3 steps in a row.*max_skipped_steps=2"):
-        skips.observe(1.0)
+    with pytest.raises(InvariantViolated, match=r"3 steps in a row.*max_skipped_steps=2.*: r/step_000010\.jsonl$"):
+        skips.observe(1.0, batch=Path("r/step_000010.jsonl"))
 
 
 def test_no_skipped_step_is_allowed_where_none_is() -> None:
