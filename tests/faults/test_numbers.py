@@ -1,4 +1,4 @@
-"""A run whose loss is not finite: it goes on after one such step, and stops after several, with what they learned from."""
+"""A run whose loss is not finite goes on after one such step, and stops after several, with what they learned from."""
 
 from __future__ import annotations
 
