@@ -1,13 +1,16 @@
-"""Signs that a policy learns to please its reward in another way than was meant: pure functions of a run's metrics.
+"""Signs that a policy learns to please its reward in another way than was meant, and that a process keeps what it needs
+no more: pure functions of a run's metrics.
 
 An alarm says where to look, it proves nothing: honest runs grow longer, too. Two windows of steps are compared, the
 run's first and its newest: an alarm needs a change that is large as such *and* large against the noise within them. A
-trend within a window is no noise: a policy that has found out what pays changes within a few steps.
+trend within a window is no noise: a policy that has found out what pays changes within a few steps. Memory is another
+matter: it may jump, and it may rise for a while; what is told is that it rises and rises.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +34,12 @@ PART_CHANGE = 0.1
 """Of the largest mean that the part has had."""
 SAME_TEXT_SHARE = 0.25
 UNIFORM_SHARE = 0.95
+MEMORY_SHARE, MEMORY_GIB = 0.1, 0.25
+"""Least rise of what a process holds: of what it was, and as such."""
+PARTS = 8
+"""Of a stretch of steps. In each, memory is above the part before by at least half of what an even rise would make: a
+jump falls into one of them, a cache that fills up rises less and less."""
+RESIDENT = re.compile(r"memory/(\w+)/resident_gib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,10 @@ class Alarm:
     name: str
     told: str
     """The figures, for people."""
+    look_at: str = ""
+    """What shows more of it, where that is not what the policy wrote in the step."""
+    mend: str = "the reward"
+    """What is to be mended."""
 
     @property
     def metric(self) -> str:
@@ -73,7 +86,8 @@ class Change:
 def alarms(history: Sequence[Metrics]) -> tuple[Alarm, ...]:
     """The signs that hold after the newest step. `history`: the metrics of every step so far, in order."""
     found = ((sign.__name__.lstrip("_"), sign(history)) for sign in SIGNS)
-    return tuple(Alarm(name=name, told=told) for name, told in found if told is not None)
+    of_reward = tuple(Alarm(name=name, told=told) for name, told in found if told is not None)
+    return (*of_reward, *_memory(history))
 
 
 def begun(history: Sequence[Metrics], holding: Sequence[Alarm]) -> tuple[Alarm, ...]:
@@ -102,6 +116,36 @@ def _noise(window: np.ndarray) -> float:
     deviations = window - window.mean()
     deviations -= steps * (steps @ deviations) / (steps @ steps)
     return float(deviations @ deviations) / (len(window) - 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rise:
+    """What a process holds, over the newest `steps` steps, in GiB: the means of the stretch's first and last part."""
+
+    before: float
+    after: float
+    steps: int
+
+    @property
+    def per_100_steps(self) -> float:
+        return (self.after - self.before) / (self.steps * (1 - 1 / PARTS)) * 100
+
+
+def steady_rise(resident: np.ndarray) -> Rise | None:
+    """Of what a process held after every step, in GiB: the longest stretch up to now, of all steps, half of them, a
+    quarter and so on, in which it rose all the time, by much, and surely. None where there is none."""
+    steps = len(resident)
+    while steps >= PARTS * WINDOW:
+        stretch = resident[-steps:]
+        means = np.array([part.mean() for part in np.array_split(stretch, PARTS)])
+        rise, least = means[-1] - means[0], max(MEMORY_SHARE * means[0], MEMORY_GIB)
+        is_steady = np.diff(means).min() >= 0.5 * rise / (PARTS - 1)
+        # Of the difference of two such means, as far as steps are independent.
+        error = math.sqrt(2 * PARTS * _noise(stretch) / steps)
+        if rise >= max(least, SURE * error) and is_steady:
+            return Rise(before=float(means[0]), after=float(means[-1]), steps=steps)
+        steps //= 2
+    return None
 
 
 # ---------------------------------------------------------------------------- the signs
@@ -172,6 +216,29 @@ def _uniform(history: Sequence[Metrics]) -> str | None:
     return f"in {mean:.0%} of the groups all responses have the same score, so nothing is learned from them"
 
 
+def _memory(history: Sequence[Metrics]) -> Iterator[Alarm]:
+    """Processes hold more and more: at that rate, some day, more than there is."""
+    newest = history[-1] if history else {}
+    roles = {found[1]: found[0] for name in newest if (found := RESIDENT.fullmatch(name))}
+    rises = {
+        role: rise
+        for role, name in roles.items()
+        if (rise := steady_rise(np.array([row[name] for row in history if name in row]))) is not None
+    }
+    told = [
+        f"{role} went from {rise.before:.2f} to {rise.after:.2f} GiB in {rise.steps} steps "
+        f"({rise.per_100_steps:.2f} GiB per 100 steps)"
+        for role, rise in rises.items()
+    ]
+    if told:
+        yield Alarm(
+            name="memory",
+            told=f"memory rises all the time: {', '.join(told)}",
+            look_at=f"{' and '.join(f'memory/{role}/' for role in rises)} in metrics.jsonl",
+            mend="what keeps memory",
+        )
+
+
 SIGNS: tuple[Callable[[Sequence[Metrics]], str | None], ...] = (
     _length,
     _repetition,
@@ -181,7 +248,7 @@ SIGNS: tuple[Callable[[Sequence[Metrics]], str | None], ...] = (
     _unjudged,
     _uniform,
 )
-"""An alarm is called as its function."""
+"""Of a hacked reward; an alarm is called as its function."""
 
 
 def _newest(history: Sequence[Metrics], name: str) -> float | None:

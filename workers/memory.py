@@ -1,4 +1,4 @@
-"""The most memory that each verb of a worker took: of its process, and on its GPU. Import-light."""
+"""How much memory a process holds, and the most that each verb of a worker took, also on its GPU. Import-light."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 GIB = 2**30
 RESET_PEAK = "5"
@@ -49,10 +51,18 @@ class Peaks:
                     self._seen[name] = max(self._seen.get(name, 0.0), gib)
 
     def take(self) -> dict[str, float]:
-        """Since this was last asked: `<verb>_gib` resident, and `<verb>_device_gib` allocated where there is a GPU."""
+        """Since this was last asked: `<verb>_gib` resident, and `<verb>_device_gib` allocated where there is a GPU; and
+        `resident_gib`, what the process holds now."""
         with self._lock:
             seen, self._seen = self._seen, {}
-        return seen
+        return {**seen, "resident_gib": resident_gib()}
+
+
+def resident_gib() -> float:
+    """Of this process now. Not what it shares with others (files, Ray's object store): that is not its own to keep."""
+    own = _status("RssAnon")
+    # No such line outside Linux, and under some sandboxes.
+    return (psutil.Process().memory_info().rss if own is None else own) / GIB
 
 
 def watched(worker_class: type, peaks_of: Callable[[Any], Peaks]) -> dict[str, Callable[..., Any]]:
@@ -101,9 +111,15 @@ def _peaks(verb: str) -> dict[str, float]:
 
 
 def _resident_peak() -> int:
+    peak = _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
+
+
+def _status(name: str) -> int | None:
+    """Bytes, as the kernel tells them of this process (proc_pid_status(5)); None where it does not."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            [line] = [line for line in status if line.startswith("VmHWM:")]
-    except (OSError, ValueError):  # no such file outside Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            [line] = [line for line in status if line.startswith(f"{name}:")]
+    except (OSError, ValueError):
+        return None
     return int(line.split()[1]) * 1024

@@ -1,14 +1,14 @@
-"""Alarms for a hacked reward: each fires on its own sign, none on chance, and none twice."""
+"""Alarms for a hacked reward and for memory that is never given back: each on its own sign, none on chance or twice."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
-from engine.alarms import WINDOW, Alarm, alarms, begun, change_of
+from engine.alarms import PARTS, WINDOW, Alarm, alarms, begun, change_of, steady_rise
 from workers.records import Metrics
 
 STEPS = 50
@@ -178,3 +178,106 @@ def test_an_alarm_begins_once_and_again_only_after_a_window_without_it() -> None
     assert begun([had] + [had_not] * (WINDOW - 1), [alarm]) == ()
     assert begun([had] + [had_not] * WINDOW, [alarm]) == (alarm,)
     assert begun([had], []) == ()
+
+
+# ----------------------------------------------------------------------------- memory
+
+MIB = 1 / 1024
+"""GiB."""
+Curve = Callable[[np.ndarray], np.ndarray]
+"""GiB above what a process held at first, after each step (from 0)."""
+
+
+def resident(curve: Curve, *, steps: int, seed: int = 0, noise: float = 5 * MIB) -> np.ndarray:
+    """[steps] GiB of a process that started with two."""
+    return 2.0 + curve(np.arange(steps)) + np.random.default_rng(seed).normal(scale=noise, size=steps)
+
+
+def rows_of(**held: np.ndarray) -> list[Metrics]:
+    """Steps of a run in which each role's process held that much."""
+    return [
+        {f"memory/{role}/resident_gib": float(gib) for role, gib in zip(held, step, strict=True)}
+        for step in zip(*held.values(), strict=True)
+    ]
+
+
+def still(step: np.ndarray) -> np.ndarray:
+    return np.zeros(len(step))
+
+
+def ever_told(curve: Curve, *, steps: int, seed: int = 0, noise: float = 5 * MIB) -> list[int]:
+    """After which steps (from 1) a rise is told."""
+    held = resident(curve, steps=steps, seed=seed, noise=noise)
+    return [end for end in range(1, steps + 1) if steady_rise(held[:end]) is not None]
+
+
+@pytest.mark.parametrize(
+    ("mib_per_step", "soonest", "latest"),
+    # A quarter of a GiB, from the middle of the first of eight parts to that of the last; or as early as can be.
+    [(1.0, 256, 330), (3.0, 86, 110), (50.0, PARTS * WINDOW, PARTS * WINDOW)],
+)
+def test_a_leak_is_told_when_it_has_become_large_and_from_then_on(
+    mib_per_step: float, soonest: int, latest: int
+) -> None:
+    told = ever_told(lambda step: mib_per_step * MIB * step, steps=400)
+    assert soonest <= told[0] <= latest
+    assert told == list(range(told[0], 401))
+
+
+def test_a_leak_that_begins_late_or_after_a_warm_up_is_told_too() -> None:
+    late = ever_told(lambda step: 3 * MIB * np.maximum(0, step - 300), steps=600)
+    assert 300 + 86 <= late[0] <= 500
+    warmed = ever_told(lambda step: np.minimum(step / 10, 1.0) + 2 * MIB * step, steps=600)
+    assert warmed and warmed[0] <= 400 and warmed[-1] == 600
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        still,
+        lambda step: 1.0 * (step >= 150),  # a cache that is made at once
+        lambda step: 1.0 * (step >= 150) + 0.5 * (step >= 400),
+        lambda step: 1.0 - np.exp(-step / 30),  # one that fills up
+        lambda step: np.minimum(step, 40) / 40,
+        lambda step: 0.2 * np.sin(step / 25),
+        lambda step: -1 * MIB * step,
+        lambda step: 0.2 * MIB * step,  # 160 MiB in all
+    ],
+    ids=["still", "jump", "two jumps", "saturates", "warm-up", "waves", "falls", "little"],
+)
+def test_memory_that_does_not_rise_and_rise_is_no_sign(curve: Curve) -> None:
+    assert ever_told(curve, steps=800) == []
+
+
+@pytest.mark.parametrize("noise", [1 * MIB, 50 * MIB, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_around_what_stays_is_no_sign_in_two_thousand_steps(seed: int, noise: float) -> None:
+    assert ever_told(still, steps=2000, seed=seed, noise=noise) == []
+
+
+def test_a_rise_that_noise_could_make_is_none() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.5, size=(PARTS, WINDOW))
+    means = np.linspace(2.0, 2.5, PARTS)[:, None]
+    quiet, loud = (means + scale * (noise - noise.mean(axis=1, keepdims=True)) for scale in (0.1, 1.0))
+    assert steady_rise(quiet.ravel()) is not None and steady_rise(loud.ravel()) is None
+
+
+def test_the_alarm_names_every_role_that_leaks_how_fast_and_where_to_look() -> None:
+    leak, more = (resident(lambda step, by=by: by * MIB * step, steps=320, noise=0.0) for by in (2.0, 4.0))
+    rows = rows_of(policy=leak, reward=more, rollout=resident(still, steps=320))
+    [alarm] = alarms([{**FLAT, **row} for row in rows])
+    # The means of 40 steps: 2 MiB x 19.5 and 2 MiB x 299.5 above two GiB.
+    assert alarm == Alarm(
+        name="memory",
+        told=(
+            "memory rises all the time: policy went from 2.04 to 2.58 GiB in 320 steps (0.20 GiB per 100 steps), "
+            "reward went from 2.08 to 3.17 GiB in 320 steps (0.39 GiB per 100 steps)"
+        ),
+        look_at="memory/policy/ and memory/reward/ in metrics.jsonl",
+        mend="what keeps memory",
+    )
+
+
+def test_a_role_that_did_not_answer_in_some_steps_is_told_all_the_same() -> None:
+    rows = rows_of(reward=resident(lambda step: 4 * MIB * step, steps=320))
+    assert names([{} if place % 3 == 1 else row for place, row in enumerate(rows)][:-1]) == {"memory"}
