@@ -99,7 +99,7 @@ def update(
 
 
 def publish(config: Config, workers: Workers, *, step: int) -> SyncReport:
-    """Rollout engines, and a reference that follows, have the weights that the policy has after step `step` (from 0)."""
+    """Rollout engines, and a reference that follows, have the policy's weights after step `step` (from 0)."""
     published, refresh = workers.publish_weights(version=step + 1), config.algo.reference_refresh
     if refresh.is_due(step):
         workers.reference.follow(published.manifest, share=refresh.share)
