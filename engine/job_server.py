@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,11 @@ NOT_READY = "No available agent"
 """What a server answers whose cluster has only just started."""
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+"""On top of the run's grace."""
+STOP_WAIT_ENV = "RAY_JOB_STOP_WAIT_TIME_S"
+"""What Ray reads in the job's own environment; without it a job is killed 3 s after it is asked to stop."""
+ENDS_WITHIN_S = 10
+"""That the job's watcher has to bury what the run leaves behind."""
 
 
 class JobServerError(Exception):
@@ -102,8 +108,9 @@ class JobServer:
             self._client = JobSubmissionClient(address)
             self.address = self._client.get_address()
 
-    def send(self, *, job_id: str, command: str, folder: Path, metadata: Mapping[str, str]) -> None:
-        """A job that runs `command` in a copy of `folder`."""
+    def send(self, *, job_id: str, command: str, folder: Path, metadata: Mapping[str, str], grace_s: float) -> None:
+        """A job that runs `command` in a copy of `folder`, and has `grace_s` to end when it is asked to stop."""
+        patience = {STOP_WAIT_ENV: str(math.ceil(grace_s) + ENDS_WITHIN_S)}
         with self._told():
             deadline = time.monotonic() + START_TIMEOUT_S
             while True:
@@ -111,7 +118,7 @@ class JobServer:
                     self._client.submit_job(
                         entrypoint=command,
                         submission_id=job_id,
-                        runtime_env={"working_dir": str(folder)},
+                        runtime_env={"working_dir": str(folder), "env_vars": patience},
                         metadata=dict(metadata),
                     )
                     return
@@ -147,11 +154,11 @@ class JobServer:
                 return job
             time.sleep(RETRY_S)
 
-    def stop(self, job_id: str) -> Job:
+    def stop(self, job_id: str, *, grace_s: float) -> Job:
         """Asks the job to stop, and waits until it has."""
         with self._told():
             self._client.stop_job(job_id)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + grace_s + STOP_TIMEOUT_S
         while not (job := self.job(job_id)).state.has_ended and time.monotonic() < deadline:
             time.sleep(RETRY_S)
         return job

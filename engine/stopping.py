@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONE_REQUEST_S = 0.5
 
 
 class StopAsked(KeyboardInterrupt):
@@ -26,11 +28,13 @@ class StopAsked(KeyboardInterrupt):
 class StopSignals:
     """What the signals do: raise `StopAsked`, at once or, inside `held`, at the next moment that allows it.
 
-    A second signal always raises at once.
+    A second signal always raises at once; one that comes right after the first is taken for the same, for a job server
+    sends it to every process, and whoever watches over the run passes its own on.
     """
 
     def __init__(self) -> None:
         self._asked: int | None = None
+        self._asked_s = 0.0
         self._holds = False
 
     def install(self) -> None:
@@ -71,6 +75,10 @@ class StopSignals:
             self._holds = before
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first, self._asked = self._asked is None, number
-        if not (first and self._holds):
-            raise StopAsked(number)
+        if self._asked is None:
+            self._asked, self._asked_s = number, time.monotonic()
+            if self._holds:
+                return
+        elif time.monotonic() - self._asked_s < ONE_REQUEST_S:
+            return
+        raise StopAsked(number)

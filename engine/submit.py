@@ -24,6 +24,8 @@ from rewards.load import RewardError
 
 MISTAKES = (ConfigError, DataError, RewardError, JobServerError)
 COMMANDS = ("status", "logs", "follow", "stop")
+GRACE = "grace_s"
+"""Of a job's metadata: what the run has to stop."""
 
 HELP = f"""\
 Send a run to a cluster as a Ray job, and follow what it prints until it ends.
@@ -58,6 +60,9 @@ WHERE THE RUN LANDS
 
 CTRL-C stops following; the job goes on.
 
+STOP lets the run save first, within run.grace_s. A run that is killed goes on by itself, inside its job, from its newest
+    checkpoint (run.max_restarts).
+
 EXIT CODE
     0 the job succeeded; 1 it failed or was stopped; 2 a mistake, or no answer from the job server; 130 Ctrl-C
 """
@@ -76,7 +81,9 @@ def submit(argv: Sequence[str]) -> Job:
     with tempfile.TemporaryDirectory(prefix="heliostat-") as folder:
         package.write(Path(folder))
         command = shlex.join(["python", "-m", "engine.main", *package.overrides])
-        server.send(job_id=job_id, command=command, folder=Path(folder), metadata=_metadata(config))
+        server.send(
+            job_id=job_id, command=command, folder=Path(folder), metadata=_metadata(config), grace_s=config.run.grace_s
+        )
     print(f"job {job_id} is sent to {server.address} ({package.num_bytes / (1 << 20):.1f} MiB)")
     print(f"the run's folder is {config.run_folder}", flush=True)
     return _follow(server, job_id)
@@ -94,7 +101,7 @@ def ask(command: str, arguments: Sequence[str]) -> Job:
         return _follow(server, job_id)
     if command == "stop":
         before = server.job(job_id)
-        job = before if before.state.has_ended else server.stop(job_id)
+        job = before if before.state.has_ended else server.stop(job_id, grace_s=float(before.metadata.get(GRACE, 0)))
         stopping = "" if job.state.has_ended else " still, and was asked to stop"
         print(f"job {job_id} is {job.state.value}{' already' if job is before else stopping}")
         return job
@@ -143,6 +150,7 @@ def _metadata(config: Config) -> Mapping[str, str]:
     """What the dashboard shows beside the job."""
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     known = {"run": config.run.name, "run_folder": str(config.run_folder), "heliostat": version}
+    known |= {GRACE: f"{config.run.grace_s:g}"}
     git = git_version()
     return known | ({"git": git} if git else {})
 

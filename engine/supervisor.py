@@ -18,7 +18,7 @@ from types import FrameType
 
 import psutil
 
-from engine.stopping import STOP_SIGNALS
+from engine.stopping import ONE_REQUEST_S, STOP_SIGNALS
 from workers.processes import adopt_orphans, descendants_of, die_with, kill, kill_tree
 
 WORKER_DIED = 3
@@ -81,6 +81,7 @@ class _Watch:
         """Its process; 0 while there is none."""
         self._asked: int | None = None
         """The signal that asked it to stop."""
+        self._asked_s = 0.0
         self._is_hurried = False
 
     def result(self) -> int:
@@ -155,10 +156,10 @@ class _Watch:
     def _pass_on_stop(self, number: int, frame: FrameType | None) -> None:
         """The first one is passed on, and gives the run its grace; the second one ends it."""
         if self._asked is None:
-            self._asked = number
+            self._asked, self._asked_s = number, time.monotonic()
             self._pass_on(number, frame)
             signal.setitimer(signal.ITIMER_REAL, self._terms.grace_s)
-        else:
+        elif time.monotonic() - self._asked_s > ONE_REQUEST_S:
             self._end_it()
 
     def _lose_patience(self, number: int, frame: FrameType | None) -> None:

@@ -469,5 +469,8 @@ def test_a_followed_job_outlives_ctrl_c_and_ends_when_it_is_stopped(job_cluster:
     stopped = job_cluster.ask("stop", job_id)
     assert stopped.returncode == 0
     assert f"job {job_id} is STOPPED" in stopped.stdout
+    told = job_cluster.ask("logs", job_id).stdout
+    step = re.search(r"stopped by SIGTERM after step (\d+)", told).group(1)
+    assert (tmp_path / "long" / "checkpoints" / f"step_{int(step):06d}" / "manifest.json").exists()
     assert "STOPPED already" in job_cluster.ask("stop", job_id).stdout
     assert job_cluster.ask("follow", job_id).returncode == 1
