@@ -60,8 +60,8 @@ WHERE THE RUN LANDS
 
 CTRL-C stops following; the job goes on.
 
-STOP lets the run save first, within run.grace_s. A run that is killed goes on by itself, inside its job, from its newest
-    checkpoint (run.max_restarts).
+STOP lets the run save first, within run.grace_s. A run that is killed goes on by itself, inside its job, from its
+    newest checkpoint (run.max_restarts).
 
 EXIT CODE
     0 the job succeeded; 1 it failed or was stopped; 2 a mistake, or no answer from the job server; 130 Ctrl-C
