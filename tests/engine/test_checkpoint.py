@@ -95,8 +95,9 @@ def test_keeping_none_is_refused(tmp_path: Path) -> None:
         Checkpoints(folder=tmp_path, keep=0)
 
 
-def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(folder=tmp_path, keep=1)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_saving_a_step_again_replaces_it(tmp_path: Path, keep: int) -> None:
+    checkpoints = Checkpoints(folder=tmp_path, keep=keep)
     save(checkpoints, 10, "first")
     save(checkpoints, 10, "second")
     assert names(tmp_path) == ["step_000010"]
