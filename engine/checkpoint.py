@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,14 +118,6 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise CheckpointError(f"keep is {self.keep}: a run must keep at least 1 checkpoint to resume from")
-
-    def save(self, step: int, write: Callable[[Path], None], state: CheckpointState) -> Path:
-        """Save by a `CheckpointWriter` that is used once, and wait for it."""
-        from engine.checkpoint_writer import CheckpointWriter
-
-        with CheckpointWriter(self, need_bytes=0) as writer:
-            writer.save(step, write, state)
-        return writer.committed()[0]
 
     def folders(self) -> list[Path]:
         """Step folders, whole or not, newest first; of one step, the one in place before one that was replaced."""

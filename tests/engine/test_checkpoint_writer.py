@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -139,7 +140,7 @@ def test_a_commit_that_failed_is_told_once(writer: CheckpointWriter, checkpoints
         match ask:
             case "committed":
                 while writer.committed() == []:
-                    pass
+                    time.sleep(0.01)
             case "settle":
                 writer.settle()
             case "save":
