@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _run_and_step(dump: Path) -> tuple[Path, int]:
     return folder, step
 
 
-def _refuse_others(typed: Sequence[str]) -> None:
+def _refuse_others(typed: Iterable[str]) -> None:
     for key in typed:
         if key in OF_THE_CHECKPOINT:
             raise ConfigError(
