@@ -86,12 +86,10 @@ def newest(checkpoints: Checkpoints) -> int:
 
 def test_a_first_checkpoint_that_is_known_not_to_fit_is_not_begun(tmp_path: Path) -> None:
     writer = CheckpointWriter(Checkpoints(folder=tmp_path, keep=2), need_bytes=10**18)
-
-    def write(folder: Path) -> None:
-        raise AssertionError("it was begun")
-
+    begun: list[Path] = []
     with pytest.raises(DiskFull) as caught:
-        writer.save(10, write, state_of(10))
+        writer.save(10, begun.append, state_of(10))
+    assert begun == []
     assert caught.value.need == 10**18
     assert 0 < caught.value.have < 10**18
     for words in (
