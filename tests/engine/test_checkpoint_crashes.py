@@ -143,7 +143,9 @@ def assert_named(scene: Scene, fault: Fault, code: int, folder: Path, now: tuple
 def assert_next_save_tidies(scene: Scene, folder: Path) -> None:
     save(scene.checkpoints(folder), 90, "next")
     assert found_in(scene.checkpoints(folder)) == (90, "next")
-    assert not any(".tmp-" in name or ".old-" in name for name in names(folder))
+    assert not any(".tmp-" in name for name in names(folder))
+    # What was being replaced stays where the new one never came.
+    assert not any(name.partition(".old-")[0] in names(folder) for name in names(folder) if ".old-" in name)
     assert len(names(folder)) <= scene.keep + len(scene.damaged)
     assert "step_000090" in names(folder)
 
