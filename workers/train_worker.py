@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
+from workers.embedding_noise import noise_seed
 from workers.meeting import MeetingPoint, join
 from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
@@ -148,6 +149,8 @@ class TrainWorker(ABC):
 
     def _optimizer_step(self, batch: Batch, units: Units, micro_loss: MicroLoss, *, tally: Tally) -> None:
         """Any number of forward and backward passes, then one step."""
+        # Dropout draws from the process's generators: what it draws must not hang on what was drawn before.
+        torch.manual_seed(noise_seed("update", self._seed, self._rank.role, self._updates_done, self._rank.rank))
         for chosen in self._micro_batches(batch, units):
             micro_batch = select(batch, chosen)
             loss = micro_loss(micro_batch, chosen)
