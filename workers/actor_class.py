@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.bounded_log import keep_bounded
 from workers.crash_points import with_crash_points
 from workers.memory import Peaks, watched
 from workers.stacks import answer_with_stacks
@@ -24,6 +25,7 @@ def as_actor(worker_class: type) -> type:
             self._name_in_run, self._peaks = name, Peaks()
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
+            keep_bounded(Path(log_path))
             answer_with_stacks(Path(log_path))
             super().__init__(*arguments)
             # Libraries are never garbage: a collection that looks at all of them stops every thread for a fifth of a
