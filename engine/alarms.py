@@ -63,7 +63,7 @@ class Alarm:
         return f"alarms/{self.name}"
 
 
-class HackingSuspected(RunStopped):
+class AlarmBegan(RunStopped):
     """An alarm began, and checks.alarms=stop."""
 
 

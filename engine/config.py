@@ -41,7 +41,7 @@ OWN_MODEL = "model=own"
 
 
 class OnAlarm(Enum):
-    """What a sign that the reward is being hacked leads to."""
+    """What a sign that something goes wrong, as a hacked reward or memory that rises and rises, leads to."""
 
     WARN = "warn"
     """It is told, and the run goes on."""

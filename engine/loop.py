@@ -76,7 +76,8 @@ def train_online(
                 is_due = run.is_due(step, every_steps=run.keep_rollouts_every_steps)
                 if is_due or metrics["skipped_updates"] or new_alarms:
                     _keep(taken, credited.advantages, config.run_folder, step + 1)
-                skips.observe(metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0))
+                skipped = metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0)
+                skips.observe(skipped, batch=rollouts_of(config.run_folder, step + 1))
 
             here = Progress(step=step + 1, next_draw=stream.next_draw, lessons_taken=0, algorithm=state)
             saves.reached(here, write_more=partial(save_carried, stream.carried))

@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmTold:
-    """One sign of a hacked reward that the run had."""
+    """One sign that something goes wrong that the run had."""
 
     name: str
     first_step: int

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from engine.alarms import Alarm, HackingSuspected, alarms, begun
+from engine.alarms import Alarm, AlarmBegan, alarms, begun
 from engine.config import Config, OnAlarm
 from engine.live_view import Shown
 from engine.origin import origin_of
@@ -126,7 +126,7 @@ class Tracker:
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
 
     def alarms(self, metrics: Metrics) -> tuple[Alarm, ...]:
-        """Marks in a step's metrics the signs of a hacked reward that hold after it. Returns those that are new."""
+        """Marks in a step's metrics the signs that hold after it (engine/alarms.py). Returns those that are new."""
         if self._on_alarm is OnAlarm.OFF:
             return ()
         holding = alarms([*self._done, metrics])
@@ -134,14 +134,18 @@ class Tracker:
         return begun(self._done, holding)
 
     def say_alarms(self, new: Sequence[Alarm], *, look_at: Path) -> None:
-        """Raises HackingSuspected where the run is to stop at one."""
-        lines = [f"alarm {alarm.name}: after step {self._step} {alarm.told}; look at {look_at}" for alarm in new]
+        """Raises AlarmBegan where the run is to stop at one."""
+        lines = [
+            f"alarm {alarm.name}: after step {self._step} {alarm.told}; look at {alarm.look_at or look_at}"
+            for alarm in new
+        ]
         for line in lines:
             self.say(line)
         if lines and self._on_alarm is OnAlarm.STOP:
-            raise HackingSuspected(
+            mend = " and ".join(dict.fromkeys(alarm.mend for alarm in new))
+            raise AlarmBegan(
                 "\n".join([f"an alarm began, and checks.alarms is {self._on_alarm.value}:", *lines])
-                + "\nMend the reward, or go on with checks.alarms=warn."
+                + f"\nMend {mend}, or go on with checks.alarms=warn."
             )
 
     def show_lines(self, lines: Sequence[str]) -> None:

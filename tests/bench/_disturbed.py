@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -47,6 +48,8 @@ class Disturbed:
     process: subprocess.Popen[str]
     mark: str
     lines: list[Line] = field(default_factory=list)
+    births: dict[str, list[float]] = field(default_factory=dict)
+    """When each worker's processes began, as far as they lived for a moment."""
     _reader: threading.Thread | None = None
 
     @property
@@ -113,7 +116,18 @@ def start(
 
     run._reader = threading.Thread(target=read, daemon=True)
     run._reader.start()
+    threading.Thread(target=_note_births, args=(run,), daemon=True).start()
     return run
+
+
+def _note_births(run: Disturbed) -> None:
+    while run.process.poll() is None:
+        for file in run.folder.glob("logs/*.where"):
+            with contextlib.suppress(ValueError, FileNotFoundError):  # it is being written, or moved aside
+                began = run.births.setdefault(file.stem, [])
+                if (started_s := json.loads(file.read_text())["started_s"]) not in began:
+                    began.append(started_s)
+        time.sleep(0.1)
 
 
 def kill(process: psutil.Process, number: signal.Signals = signal.SIGKILL) -> bool:

@@ -49,7 +49,7 @@ ROLES = {
 }
 """Phases of each role; each is a point at its begin and one at its end."""
 COMMIT_POINTS = tuple(f"driver/commit/{what}" for what in ("seal", "rename", "retire"))
-KILLS_A_RUN, STEPS_A_KILL = 5, 3
+KILLS_A_RUN, STEPS_A_KILL = 10, 3
 SETTINGS = (
     "run.save_every_steps=2", "run.keep_rollouts_every_steps=1", "run.max_restarts=100", "cluster.worker_restarts=100",
     "evaluation.prompts=8", "evaluation.every_steps=4", "rollout.prompts_per_step=4", "rollout.responses_per_prompt=4",
@@ -129,17 +129,21 @@ class Death:
     at_s: float
 
 
-def points() -> list[str]:
-    phases = [f"{role}/{phase}" for role, phases in ROLES.items() for phase in phases]
-    return [*(f"{phase}/{side}" for phase in phases for side in ("begin", "end")), *COMMIT_POINTS]
+def points_of(role: str) -> list[str]:
+    named = [f"{role}/{phase}/{side}" for phase in ROLES[role] for side in ("begin", "end")]
+    return [*named, *COMMIT_POINTS] if role == "driver" else named
+
+
+def _point(chance: random.Random) -> str:
+    """Every role as often as another."""
+    return chance.choice(points_of(chance.choice(list(ROLES))))
 
 
 def _killed_at_points(
     settings: Sequence[str], wanted: int, chance: random.Random, *, folder: Path, name: str
 ) -> tuple[Disturbed, list[Death]]:
     plan = folder / f"{name}.json"
-    chosen = chance.sample(points(), wanted)
-    plan.write_text(json.dumps([{"point": point, "skip": chance.randrange(2)} for point in chosen]))
+    plan.write_text(json.dumps([{"point": _point(chance), "skip": chance.randrange(2)} for _ in range(wanted)]))
     run = start(settings, folder=folder, name=name, environment={CRASHES_ENV: str(plan)})
     run.wait(timeout_s=PATIENCE_S)
     witnesses = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{plan.name}.*"))]

@@ -40,7 +40,14 @@ def test_what_is_learned_depends_on_it(override: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["run.save_every_steps=3", "evaluation.prompts=7", "cluster.call_timeout_s=9", "reward.workers=2", "train.ranks=2", "rollout.engines=2"],
+    [
+        "run.save_every_steps=3",
+        "evaluation.prompts=7",
+        "cluster.call_timeout_s=9",
+        "reward.workers=2",
+        "train.ranks=2",
+        "rollout.engines=2",
+    ],
 )
 def test_what_is_learned_does_not_depend_on_it(override: str) -> None:
     assert not differences(override)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.alarms import WINDOW, HackingSuspected
+from engine.alarms import WINDOW, AlarmBegan
 from engine.config import load_config
 from engine.tracking import Tracker
 
@@ -43,7 +43,7 @@ def test_an_alarm_is_told_once_with_figures_and_where_to_look(
 
 
 def test_an_alarm_can_stop_the_run_after_its_step_is_written(tmp_path: Path) -> None:
-    with pytest.raises(HackingSuspected, match=r"checks.alarms is stop:\nalarm length: after step \d+"):
+    with pytest.raises(AlarmBegan, match=r"checks.alarms is stop:\nalarm length: after step \d+"):
         a_run(tmp_path, "checks.alarms=stop")
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "alarms/length" in row] == [len(rows)]
