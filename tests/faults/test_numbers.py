@@ -34,4 +34,6 @@ def test_skipped_steps_change_no_weight_and_too_many_in_a_row_stop_the_run_with_
     for path in kept:
         assert path.with_suffix(".safetensors").exists()
         assert len([json.loads(line) for line in path.read_text().splitlines()]) == 16
-    assert "the run stopped: 2 steps in a row had a gradient that is not finite, more than checks.max" in run.output
+    told = "the run stopped: 2 steps in a row had a gradient that is not finite, more than checks.max_skipped_steps=1: "
+    assert told in run.output
+    assert f"look at what the last of them learned from: {kept[-1]}" in run.output
