@@ -6,7 +6,7 @@
 
 `plain` is `torch.save` and one fsync. A whole save of ours holds the run up while the same `torch.save` runs (`stall`);
 fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix products on one thread are then.
-The two take turns, the newest checkpoint of each is kept, figures are medians of ratios.
+The two take turns on a disk that has settled, the newest of each is kept, figures are medians of ratios.
 
 Then both are killed before and within every change of the disk that a save makes, and their power is cut after each
 (`tests/power_loss.py`). The plain way is the common one: files in their place, a tracker file that names the newest
@@ -80,7 +80,8 @@ def time_of(state: State, folder: Path, *, repeats: int) -> Timing:
     plain_s, whole_s, stall_s, slowed = [], [], [], []
     # The first of each warms up.
     for step in range(repeats + 1):
-        plain_s.append(save_plainly(state, folder / "plain.pt"))
+        plain_s.append(save_plainly(state, folder, step))
+        os.sync()
         started = time.perf_counter()
         writer.save(step, lambda staged: torch.save(state, staged / "model.pt"), progress_of(step))
         stall_s.append(time.perf_counter() - started)
@@ -109,14 +110,19 @@ def _median_ratio(these: list[float], those: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(these, those, strict=True))
 
 
-def save_plainly(state: State, path: Path) -> float:
-    """Seconds."""
-    path.unlink(missing_ok=True)
+def save_plainly(state: State, folder: Path, step: int) -> float:
+    """Seconds, without what the removal of the one before takes."""
+    path = folder / f"plain_{step}.pt"
+    os.sync()
     started = time.perf_counter()
     torch.save(state, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return time.perf_counter() - started
+    took_s = time.perf_counter() - started
+    for other in folder.glob("plain_*.pt"):
+        if other != path:
+            other.unlink()
+    return took_s
 
 
 def products_per_s(*, until: Callable[[], bool]) -> float:
