@@ -123,10 +123,13 @@ def advantages(
     looked_at = np.concatenate(batch.places)
     divergence_B = np.zeros(len(outcomes.score_B))
     divergence_B[looked_at] = np.concatenate(divergence)
+    is_known_B = np.isfinite(divergence_B)
     charged = outcomes
     if not algorithm.credits_tokens:
-        charged = replace(outcomes, score_B=outcomes.score_B - state.kl_coef * divergence_B)
-    advantage_B = algorithm.advantage(charged)
+        charge_B = np.where(is_known_B, state.kl_coef * divergence_B, 0.0)
+        charged = replace(outcomes, score_B=outcomes.score_B - charge_B)
+    # So that the trainers skip the update of a response whose divergence is no number.
+    advantage_B = np.where(is_known_B, algorithm.advantage(charged), np.nan)
     metrics = {
         "advantage_std": float(np.std(advantage_B)),
         "shaped_reward": float(outcomes.score_B.mean()),

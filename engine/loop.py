@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from engine.carried import load_carried, save_carried
 from engine.config import Config, RunConfig
 from engine.evaluation import evaluate
 from engine.group_files import JudgedGroup, Name
-from engine.invariants import SkippedUpdates, check_agreement
-from engine.learning import ask_models, credit, deal_out, update
+from engine.invariants import InvariantViolated, SkippedUpdates, check_agreement
+from engine.learning import Credited, ask_models, credit, deal_out, publish, update
 from engine.metrics import of_rollouts
 from engine.resume import Progress, SavePoints, Start
 from engine.rollout_files import FailureList, rollouts_of, write_rollouts
@@ -21,7 +22,7 @@ from engine.rollout_stream import RolloutStream, Taken
 from engine.shown_responses import extremes, shown, told
 from engine.tasks import OnlineTask
 from engine.tracking import Tracker
-from workers.records import Group, Metrics
+from workers.records import Group
 from workers.team import Workers
 
 
@@ -64,19 +65,21 @@ def train_online(
                     with tracker.phase("credit"):
                         credited = credit(batch, said, config, state, workers)
                         metrics |= credited.metrics
-                    with tracker.phase("update"):
+                    with tracker.phase("update"), _kept_if_violated(taken, credited, config.run_folder, step + 1):
                         metrics |= update(batch, credited.rows, config, state, workers, step=step)
                         check_agreement(metrics, config.bounds, is_first_update=_sees_its_own_start(config, step))
                     with tracker.phase("publish"):
-                        metrics |= _published(config, workers, tracker, step=step)
+                        published = publish(config, workers, step=step)
+                        tracker.label("weights_checksum", published.manifest.checksum)
+                        metrics |= {"weights_bytes": float(published.num_bytes)}
 
                 metrics |= workers.memory()
                 state = algorithm.next_state(state, metrics)
                 new_alarms = tracker.alarms(metrics)
                 is_due = run.is_due(step, every_steps=run.keep_rollouts_every_steps)
-                if is_due or metrics["skipped_updates"] or new_alarms:
-                    _keep(taken, credited.advantages, config.run_folder, step + 1)
                 skipped = metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0)
+                if is_due or skipped or new_alarms:
+                    _keep(taken, credited.advantages, config.run_folder, step + 1)
                 skips.observe(skipped, batch=rollouts_of(config.run_folder, step + 1))
 
             here = Progress(step=step + 1, next_draw=stream.next_draw, lessons_taken=0, algorithm=state)
@@ -85,15 +88,6 @@ def train_online(
             _show(taken, tracker, run, step=step)
             _measure(config, task, workers, tracker, saves, step=step + 1)
             saves.save_where_due()
-
-
-def _published(config: Config, workers: Workers, tracker: Tracker, *, step: int) -> Metrics:
-    """Rollout engines, and a reference that follows, have the policy's new weights."""
-    published, refresh = workers.publish_weights(version=step + 1), config.algo.reference_refresh
-    tracker.label("weights_checksum", published.manifest.checksum)
-    if refresh.is_due(step):
-        workers.reference.follow(published.manifest, share=refresh.share)
-    return {"weights_bytes": float(published.num_bytes)}
 
 
 def _sees_its_own_start(config: Config, step: int) -> bool:
@@ -116,6 +110,17 @@ def _measure(
     if is_due and config.evaluation.prompts and task.held_out and not tracker.has_measured(step):
         with saves.may_stop(), workers.generating(), tracker.phase("measure"):
             tracker.held_out(step, evaluate(task.held_out, workers, config))
+
+
+@contextmanager
+def _kept_if_violated(taken: Taken, credited: Credited, run_folder: Path, step: int) -> Iterator[None]:
+    """What a step learned from that may not go on can be looked at."""
+    try:
+        yield
+    except InvariantViolated as violated:
+        _keep(taken, credited.advantages, run_folder, step)
+        violated.add_note(f"the step's responses are in {rollouts_of(run_folder, step)}")
+        raise
 
 
 def _keep(taken: Taken, advantages: Mapping[Name, float], run_folder: Path, step: int) -> None:

@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_no_process_and_a_reward_of_ones_own_is_used(tmp_path: Pat
         assert line, "".join(lines)
         lines.append(line)
     assert any("reward" in line for line in lines)
-    assert any(", in attempt" in line for line in lines)
+    assert any(", in main" in line for line in lines)
     os.kill(run.pid, signal.SIGUSR1)
     while "everybody's whole stacks are in" not in lines[-1]:
         lines.append(run.stdout.readline())

@@ -35,6 +35,9 @@ def connected(cluster: ClusterConfig, places: Sequence[Place]) -> Iterator[None]
     environment = {"env_vars": {"PYTHONPATH": import_path()}}
     # What is in flight when a run ends, or was cut off, fails with nobody waiting for it: no news for a person.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Of each log of Ray's own, which keeps three GB of it by default.
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(16 << 20))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local_only: dict[str, object] = {}
     if address == "local":

@@ -154,8 +154,10 @@ class TrainWorker(ABC):
         for chosen in self._micro_batches(batch, units):
             micro_batch = select(batch, chosen)
             loss = micro_loss(micro_batch, chosen)
-            # DeepSpeed averages gradients over ranks; contributions are shares of a sum.
-            self._engine.backward(loss.value * self._rank.world_size)
+            # DeepSpeed averages gradients over ranks; contributions are shares of a sum. A loss that is not finite may
+            # have a gradient that is, where something was clamped on the way: the update is skipped all the same.
+            scale = torch.where(loss.value.isfinite(), float(self._rank.world_size), float("nan"))
+            self._engine.backward(loss.value * scale)
             tally.add_tokens(int(micro_batch.mask_BT.sum()))
             tally.add_loss(loss)
         rate = learning_rate(self._train, update=self._updates_done, total_updates=self._total_updates)

@@ -7,6 +7,7 @@ with w the rollout correction, and the divergence either here or, with `kl_in=re
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -131,7 +132,8 @@ class PolicyGradient(Algorithm):
         return AlgorithmState(kl_coef=self.kl_coef)
 
     def next_state(self, state: AlgorithmState, metrics: Mapping[str, float]) -> AlgorithmState:
-        if not self.kl_target:
+        # A step whose divergence is no number is skipped, and must not spoil the coefficient of those that follow.
+        if not self.kl_target or not math.isfinite(metrics["reward_kl"]):
             return state
         return replace(
             state,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.alarms import WINDOW, AlarmBegan
+from engine.alarms import PARTS, WINDOW, AlarmBegan
 from engine.config import load_config
 from engine.tracking import Tracker
 
@@ -47,6 +47,24 @@ def test_an_alarm_can_stop_the_run_after_its_step_is_written(tmp_path: Path) -> 
         a_run(tmp_path, "checks.alarms=stop")
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "alarms/length" in row] == [len(rows)]
+
+
+def test_memory_that_rises_is_told_with_where_that_is_seen_and_what_is_to_be_mended(tmp_path: Path) -> None:
+    config = load_config(
+        [f"run.folder={tmp_path}", "run.name=r", "algo=sft", "data=arithmetic_demos", "checks.alarms=stop"]
+    )
+    with closing(Tracker(config)) as tracker, pytest.raises(AlarmBegan) as stopped:
+        for step in range(2 * PARTS * WINDOW):
+            with tracker.step(step) as metrics:
+                metrics |= {"memory/policy/resident_gib": 2.0 + 0.01 * step, "tokens": 1.0, "skipped_updates": 0.0}
+                new = tracker.alarms(metrics)
+            tracker.say_alarms(new, look_at=Path("metrics.jsonl"))
+    assert str(stopped.value).splitlines() == [
+        "an alarm began, and checks.alarms is stop:",
+        "alarm memory: after step 80 memory rises all the time: policy went from 2.04 to 2.75 GiB in 80 steps "
+        "(1.00 GiB per 100 steps); look at memory/policy/ in metrics.jsonl",
+        "Mend what keeps memory, or go on with checks.alarms=warn.",
+    ]
 
 
 def test_without_alarms_nobody_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

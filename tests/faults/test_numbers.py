@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from runs import run_main
 
 SETTINGS = (
@@ -37,3 +38,11 @@ def test_skipped_steps_change_no_weight_and_too_many_in_a_row_stop_the_run_with_
     told = "the run stopped: 2 steps in a row had a gradient that is not finite, more than checks.max_skipped_steps=1: "
     assert told in run.output
     assert f"look at what the last of them learned from: {kept[-1]}" in run.output
+
+
+@pytest.mark.slow
+def test_what_a_step_learned_from_that_violates_an_invariant_is_kept_too(tmp_path: Path) -> None:
+    run = run_main("checks.logprob_gap_max=1e-12", *SETTINGS, folder=tmp_path, name="apart")
+    assert run.exit_code == 1 and "the run stopped: logprob_gap_max is" in run.output
+    [kept] = (run.folder / "rollouts").glob("*.jsonl")
+    assert kept.stem == "step_000001" and f"the step's responses are in {kept}" in run.output

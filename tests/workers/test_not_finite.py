@@ -48,6 +48,10 @@ class SpoiledGRPO(GRPO):
     place: str
     by: float
 
+    def divergence(self, batch: Batch, outputs: ModelOutputs) -> Tensor:
+        by = self.by if self.place == "divergence" else 0.0
+        return spoiled(super().divergence(batch, outputs), batch.mask_BT, by)
+
     def policy_loss(self, policy: TokenLogprobs, experience: Experience, totals: Totals, state: AlgorithmState) -> Loss:
         batch, tensors, credit = experience.batch, dict(experience.outputs.tensors), experience.credit
         mask_BT = batch.mask_BT
@@ -93,10 +97,16 @@ class SpoiledPPO(PPO):
         return super().value_loss(values_BT, experience, totals)
 
 
-IN_PASSING = ("expected value", "advantage", "embedding", "gradient")
+IN_PASSING = ("expected value", "advantage", "divergence", "embedding", "gradient")
 """Places whose bad number reaches the gradient by itself."""
-POLICY = tuple((place, by) for place in IN_PASSING for by in (nan, inf, -inf))
-CRITIC = tuple((place, by) for place in ("value", "return", "embedding", "gradient") for by in (nan, inf))
+AS_A_LOSS = ("own log-prob", "old log-prob", "reference log-prob", "loss")
+"""Places whose bad number reaches the loss and no gradient: it is clamped on the way, or no weight decides it."""
+POLICY = (
+    *((place, by) for place in IN_PASSING for by in (nan, inf, -inf)),
+    *((place, nan) for place in AS_A_LOSS),
+    ("loss", inf),
+)
+CRITIC = tuple((place, by) for place in ("value", "old value", "return", "embedding", "gradient") for by in (nan, inf))
 
 
 def policy_algorithm(place: str, by: float) -> GRPO | PPO:

@@ -80,7 +80,14 @@ ADAPTIVE = GRPO(kl_coef=0.1, kl_in=KlIn.REWARD, kl_estimator=KlEstimator.K1, kl_
 
 @pytest.mark.parametrize(
     ("divergence", "factor"),
-    [(6.0, 1.0), (6.6, 1 + 0.1 * 0.25), (5.4, 1 - 0.1 * 0.25), (60.0, 1 + 0.2 * 0.25), (-5.0, 1 - 0.2 * 0.25)],
+    [
+        (6.0, 1.0),
+        (6.6, 1 + 0.1 * 0.25),
+        (5.4, 1 - 0.1 * 0.25),
+        (60.0, 1 + 0.2 * 0.25),
+        (-5.0, 1 - 0.2 * 0.25),
+        (float("nan"), 1.0),
+    ],
 )
 def test_the_coefficient_follows_the_divergence_within_limits(divergence: float, factor: float) -> None:
     state = ADAPTIVE.next_state(AlgorithmState(kl_coef=0.5), {"reward_kl": divergence, "responses": 250.0})
