@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 
 CRASHED = 77
 UNCAUGHT = 99
+PATIENCE_S = 120
 OF_A_PATH = ("mkdir", "rmdir", "unlink", "remove", "truncate")
 OF_TWO_PATHS = ("rename", "replace", "link", "symlink")
 OF_A_FILE = ("fsync", "fdatasync", "ftruncate")
@@ -192,6 +194,7 @@ def in_a_child(action: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         code = UNCAUGHT
+        signal.alarm(PATIENCE_S)  # a child that hangs fails its test
         try:
             code = action()
         except BaseException:

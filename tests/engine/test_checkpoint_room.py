@@ -187,9 +187,11 @@ def test_a_disk_that_is_full_anywhere_in_a_save_costs_only_that_save(tmp_path: P
     assert saved == sorted(saved, key=["[]", "[10]", "[10, 20]"].index) and len(set(saved)) == 3
 
 
+WEIGHTS = torch.zeros(LARGE // 4)
+"""Made here: a process that was forked has none of the threads that torch would fill them with."""
 WRITERS = {
-    "torch": lambda path: torch.save({"weights": torch.zeros(LARGE // 4)}, path),
-    "safetensors": lambda path: save_file({"weights": torch.zeros(LARGE // 4)}, path),
+    "torch": lambda path: torch.save({"weights": WEIGHTS}, path),
+    "safetensors": lambda path: save_file({"weights": WEIGHTS}, path),
     "python": lambda path: path.write_bytes(bytes(LARGE)),
 }
 
