@@ -212,4 +212,7 @@ def deciding_settings(config: Config) -> Mapping[str, str]:
     deciding = {key: value for key, value in settings.items() if not key.startswith(MAY_CHANGE)}
     if config.train.schedule is not Schedule.CONSTANT:
         deciding["run.steps"] = settings["run.steps"]
+    if config.tuning.dropout:
+        # What it leaves out is drawn by each rank for itself.
+        deciding["train.ranks"] = settings["train.ranks"]
     return deciding | {"run.seed": settings["run.seed"]}

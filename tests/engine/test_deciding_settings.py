@@ -54,5 +54,9 @@ def test_what_is_learned_does_not_depend_on_it(override: str) -> None:
     assert not differences("run.steps=9", stage=("train.schedule=constant",))
 
 
+def test_with_dropout_the_number_of_ranks_decides_what_is_learned() -> None:
+    assert differences("train.ranks=2", stage=("algo=grpo", "tuning=lora", "tuning.dropout=0.1")) == {"train.ranks"}
+
+
 def test_another_algorithm_is_another_run_where_the_settings_are_equal() -> None:
     assert "algo" in differences("algo._target_=engine.algorithms.dapo.DAPO", stage=("algo=grpo",))
