@@ -55,7 +55,8 @@ def test_what_is_learned_does_not_depend_on_it(override: str) -> None:
 
 
 def test_with_dropout_the_number_of_ranks_decides_what_is_learned() -> None:
-    assert differences("train.ranks=2", stage=("algo=grpo", "tuning=lora", "tuning.dropout=0.1")) == {"train.ranks"}
+    stage = ("algo=sft", "data=arithmetic_demos", "tuning=lora", "tuning.dropout=0.1")
+    assert differences("train.ranks=2", stage=stage) == {"train.ranks"}
 
 
 def test_another_algorithm_is_another_run_where_the_settings_are_equal() -> None:
