@@ -126,8 +126,9 @@ class _Watch:
                 signal.signal(number, self._pass_on_stop)
             signal.signal(signal.SIGUSR1, self._pass_on)
             signal.signal(signal.SIGALRM, self._lose_patience)
+        asked_before = self._asked is not None  # before there was anybody to ask
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
-        if self._run and self._asked is not None:  # before there was anybody to ask
+        if self._run and asked_before:
             kill_tree(self._run)
         return self._run
 

@@ -24,7 +24,8 @@ from runs import REPOSITORY
 from trainers import TrainerProcesses, critic_step, policy_step, step_of
 
 from engine.config import Config, load_config
-from engine.resume import find_progress, open_checkpoints
+from engine.resume import SavePoints, find_start, open_checkpoints
+from engine.stopping import StopSignals
 from engine.tasks import prepare_offline
 from engine.tracking import Tracker
 
@@ -107,10 +108,13 @@ def learn_offline(rank: RankInfo, argv: Sequence[str], folder: Path) -> Learned:
     worker = (RewardModelWorker if team.policy_judges else PolicyWorker)(policy_setup(team), rank)
 
     def learn() -> None:
-        checkpoints, task = open_checkpoints(config), prepare_offline(config)
+        checkpoints, task = open_checkpoints(config, moving_aside=True), prepare_offline(config)
         with closing(Tracker(config)) as tracker:
-            start = find_progress(config, task.fingerprint, checkpoints, tracker)
-            train_offline(config, task, start, OneWorker(OneStudent(worker), NoCritic()), tracker, checkpoints)
+            start = find_start(config, task.fingerprint, checkpoints, tracker)
+            workers = OneWorker(OneStudent(worker), NoCritic())
+            stop, committed = StopSignals(), lambda: None
+            saves = SavePoints(config, task, workers, tracker, checkpoints, start, stop=stop, committed=committed)
+            train_offline(config, task, start, workers, tracker, saves)
 
     return _watched(worker, learn, config, folder)
 

@@ -196,6 +196,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow  # forked from a process that other tests have given threads, torch's writer may crash
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_what_writers_say_on_a_full_disk_is_understood(tmp_path: Path, write: Callable[[Path], None]) -> None:
     def body(folder: Path) -> None:

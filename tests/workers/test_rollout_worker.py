@@ -186,12 +186,23 @@ def test_the_same_draw_asked_for_twice_at_once_is_answered_twice(worker: Rollout
 def test_commands_run_between_steps_and_the_running_requests_go_on(engine: FakeEngine, worker: RolloutWorker) -> None:
     generating = worker.generate(request())
     with during_a_step(engine):
-        commands: list[Future] = [worker.sleep(), worker.wake(), worker.load_weights(MANIFEST)]
+        commands: list[Future] = [worker.wake(), worker.load_weights(MANIFEST)]
         assert not any(command.done() for command in commands)
-    assert [command.result(PATIENCE_S) for command in commands] == [None, None, "receipt"]
+    assert [command.result(PATIENCE_S) for command in commands] == [None, "receipt"]
     assert generating.result(PATIENCE_S).rollouts[0].spans[0].version == 4
-    at = engine.log.index("sleep")
-    assert engine.log[at - 1 : at + 4] == ["step", "sleep", "wake", "load", "step"]
+    at = engine.log.index("wake")
+    assert engine.log[at - 1 : at + 3] == ["step", "wake", "load", "step"]
+
+
+def test_what_has_not_ended_when_an_engine_is_put_to_sleep_never_will(
+    engine: FakeEngine, worker: RolloutWorker
+) -> None:
+    generating = worker.generate(request())
+    with during_a_step(engine):
+        sleeping = worker.sleep()
+    sleeping.result(PATIENCE_S)
+    with pytest.raises(CutOff):
+        generating.result(PATIENCE_S)
 
 
 def test_a_command_that_fails_fails_its_caller_alone(engine: FakeEngine, worker: RolloutWorker) -> None:
