@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -47,16 +48,17 @@ class Alarm:
     """One sign, as of the newest step.
 
     Example:
-        Alarm(name="length", told="the reward rose from 0.31 to 0.80 while responses went from 12.0 to 41.5 tokens")
+        Alarm(name="length", told="the reward rose from 0.31 to 0.80 while responses went from 12.0 to 41.5 tokens",
+              look_at="runs/one/rollouts/step_000030.jsonl", mend="the reward")
     """
 
     name: str
     told: str
     """The figures, for people."""
-    look_at: str = ""
-    """What shows more of it, where that is not what the policy wrote in the step."""
-    mend: str = "the reward"
-    """What is to be mended."""
+    look_at: str
+    """What shows more of it."""
+    mend: str
+    """What is at fault, if the alarm is right."""
 
     @property
     def metric(self) -> str:
@@ -83,10 +85,15 @@ class Change:
         return self.before - self.after >= least and self.errors <= -SURE
 
 
-def alarms(history: Sequence[Metrics]) -> tuple[Alarm, ...]:
-    """The signs that hold after the newest step. `history`: the metrics of every step so far, in order."""
+def alarms(history: Sequence[Metrics], *, responses: Path) -> tuple[Alarm, ...]:
+    """The signs that hold after the newest step. `history`: the metrics of every step so far, in order; `responses`:
+    where those of the newest one are."""
     found = ((sign.__name__.lstrip("_"), sign(history)) for sign in SIGNS)
-    of_reward = tuple(Alarm(name=name, told=told) for name, told in found if told is not None)
+    of_reward = tuple(
+        Alarm(name=name, told=told, look_at=str(responses), mend="the reward")
+        for name, told in found
+        if told is not None
+    )
     return (*of_reward, *_memory(history))
 
 

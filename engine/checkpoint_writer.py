@@ -102,8 +102,6 @@ class CheckpointWriter:
         ended, self._under_way = self._under_way, None
         ended.result()
 
-    close = settle
-
     def __enter__(self) -> CheckpointWriter:
         return self
 

@@ -49,7 +49,7 @@ class SkippedUpdates:
     def __init__(self, *, most_in_a_row: int) -> None:
         self._most, self._in_a_row = most_in_a_row, 0
 
-    def observe(self, skipped: float, *, batch: str | Path = "the kept rollouts") -> None:
+    def observe(self, skipped: float, *, batch: str | Path) -> None:
         """`batch`: what the step learned from, or where that is kept.
 
         Raises InvariantViolated when too many steps in a row had to be skipped.

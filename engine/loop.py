@@ -36,18 +36,7 @@ def train_online(
     algorithm, run, state = config.algo, config.run, start.progress.algorithm
     if start.folder is not None:
         _load(start.folder, config, workers)
-    stream = RolloutStream(
-        task.prompts,
-        workers,
-        rollout=config.rollout,
-        reward=config.reward,
-        algorithm=algorithm,
-        seed=run.seed,
-        next_draw=start.progress.next_draw,
-        carried=load_carried(start.folder),
-        steps=run.steps,
-        list_failures=FailureList(config.run_folder / "failures.jsonl", after_step=start.step).add,
-    )
+    stream = _stream(config, task, start, workers)
     skips = SkippedUpdates(most_in_a_row=config.checks.max_skipped_steps)
     workers.publish_weights(version=start.step)
     with saves.between_steps():
@@ -74,20 +63,36 @@ def train_online(
                         metrics |= {"weights_bytes": float(published.num_bytes)}
 
                 metrics |= workers.memory()
+                kept_at = rollouts_of(config.run_folder, step + 1)
                 state = algorithm.next_state(state, metrics)
-                new_alarms = tracker.alarms(metrics)
+                new_alarms = tracker.alarms(metrics, responses=kept_at)
                 is_due = run.is_due(step, every_steps=run.keep_rollouts_every_steps)
                 skipped = metrics["skipped_updates"] + metrics.get("critic/skipped_updates", 0.0)
                 if is_due or skipped or new_alarms:
                     _keep(taken, credited.advantages, config.run_folder, step + 1)
-                skips.observe(skipped, batch=rollouts_of(config.run_folder, step + 1))
+                skips.observe(skipped, batch=kept_at)
 
             here = Progress(step=step + 1, next_draw=stream.next_draw, lessons_taken=0, algorithm=state)
             saves.reached(here, write_more=partial(save_carried, stream.carried))
-            tracker.say_alarms(new_alarms, look_at=rollouts_of(config.run_folder, step + 1))
+            tracker.say_alarms(new_alarms)
             _show(taken, tracker, run, step=step)
             _measure(config, task, workers, tracker, saves, step=step + 1)
             saves.save_where_due()
+
+
+def _stream(config: Config, task: OnlineTask, start: Start, workers: Workers) -> RolloutStream:
+    return RolloutStream(
+        task.prompts,
+        workers,
+        rollout=config.rollout,
+        reward=config.reward,
+        algorithm=config.algo,
+        seed=config.run.seed,
+        next_draw=start.progress.next_draw,
+        carried=load_carried(start.folder),
+        steps=config.run.steps,
+        list_failures=FailureList(config.run_folder / "failures.jsonl", after_step=start.step).add,
+    )
 
 
 def _sees_its_own_start(config: Config, step: int) -> bool:

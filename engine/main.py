@@ -101,13 +101,19 @@ def run(argv: Sequence[str], terms: Terms | None = None, again: bool = False) ->
         return 2
     except RunStopped as stopped:
         # A worker's error carries a note: whose it is, and what that worker's log says.
-        told = "\n".join([str(stopped), *getattr(stopped, "__notes__", ())])
+        told = "\n".join([str(stopped), *_notes(stopped)])
         print(f"heliostat: the run stopped: {told}", file=sys.stderr)
         return WORKER_DIED if isinstance(stopped, WorkerDied) else 1
-    except KeyboardInterrupt:
-        print(f"heliostat: {stop.asked}; the same command goes on after the newest checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        # A checkpoint that failed on the way out carries a note.
+        told = "\n".join([f"{stop.asked}; the same command goes on after the newest checkpoint", *_notes(interrupt)])
+        print(f"heliostat: {told}", file=sys.stderr)
         return stop.asked.exit_code
     return 0
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    return getattr(error, "__notes__", ())
 
 
 if __name__ == "__main__":

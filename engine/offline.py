@@ -53,8 +53,8 @@ def train_offline(
                 check_tokens(reports, announced=totals.tokens)
                 metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
                 metrics |= workers.memory()
-                new_alarms = tracker.alarms(metrics)
-                skips.observe(metrics["skipped_updates"], batch=f"{', '.join(lesson.id for lesson in lessons)}")
+                new_alarms = tracker.alarms(metrics, responses=tracker.folder / "metrics.jsonl")
+                skips.observe(metrics["skipped_updates"], batch=", ".join(lesson.id for lesson in lessons))
 
             here = Progress(
                 step=step + 1,
@@ -63,7 +63,7 @@ def train_offline(
                 algorithm=start.progress.algorithm,
             )
             saves.reached(here)
-            tracker.say_alarms(new_alarms, look_at=tracker.folder / "metrics.jsonl")
+            tracker.say_alarms(new_alarms)
             measure(step + 1)
             if source.bad.found and run.is_due(step, every_steps=run.save_every_steps):
                 tracker.say(f"{len(source.bad.found)} rows were left out so far: {source.bad.write(config.run_folder)}")

@@ -12,6 +12,7 @@ from engine.carried import taken_group
 from engine.config import Config
 from engine.learning import ask_models, credit, deal_out, publish, update
 from engine.replay_plan import Plan, Standing
+from engine.resume import save_models
 from engine.rollout_files import read_rollouts
 from workers.frozen_worker import REFERENCE_FILE
 from workers.records import AlgorithmState, Metrics
@@ -40,7 +41,7 @@ def redo(plan: Plan, say: Say) -> Redone:
             # A trainer's settings are its own from its start: what comes before the step needs another one.
             with _trainers(plan.config, say) as workers:
                 before = _steps(here, plan.step - 1, plan.config, workers, say)
-                _save(Path(saved), plan.config, workers)
+                save_models(Path(saved), plan.config, workers)
             here = Standing(step=plan.step - 1, folder=Path(saved), algorithm=before.algorithm)
         if plan.asked.algo.initial_state() != plan.config.algo.initial_state():
             here = replace(here, algorithm=plan.asked.algo.initial_state())
@@ -92,10 +93,3 @@ def _load(folder: Path, workers: Workers) -> None:
         workers.critic.load(folder)
     if (folder / REFERENCE_FILE).exists():
         workers.reference.load(folder)
-
-
-def _save(folder: Path, config: Config, workers: Workers) -> None:
-    workers.policy.save(folder)
-    workers.critic.save(folder)
-    if config.algo.reference_refresh.every_steps:
-        workers.reference.save(folder)

@@ -22,8 +22,8 @@ OF_THIS_PLACE = ("cluster.", "train.ranks", "model.path", "critic.path")
 """Settings that say where a step is done, and not what it does: they hold from the start."""
 OF_THE_STEP = ("algo", "train.", "critic.")
 """Settings that hold for the step that is asked for alone."""
-OF_THE_CHECKPOINT = ("train.zero_stage", "train.betas", "train.eps", "train.weight_decay")
-"""Settings that a saved optimizer brings along."""
+OF_THE_CHECKPOINT = ("train.zero_stage",)
+"""Settings that say how it was cut into files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def _refuse_others(typed: Iterable[str]) -> None:
     for key in typed:
         if key in OF_THE_CHECKPOINT:
             raise ConfigError(
-                f"{key} comes with the optimizer that a checkpoint holds: it would change nothing.",
+                f"{key} is how the checkpoint was cut into files: another one cannot read it.",
                 keys=(key,),
                 advice="Leave it out, or start a run of its own.",
             )

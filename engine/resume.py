@@ -81,7 +81,9 @@ def find_start(config: Config, data_fingerprint: str, checkpoints: Checkpoints, 
         if config.run.resume is not Resume.DESPITE_CHANGES:
             raise
         tracker.say(f"run.resume={config.run.resume.value}: {difference}")
-    tracker.begin(config, position=state.metrics_bytes)
+    # What a finished run measured after its last checkpoint is not done again.
+    is_over = saved.step >= config.run.steps and tracker.has_finished(steps=config.run.steps)
+    tracker.begin(config, position=tracker.position() if is_over else state.metrics_bytes)
     tracker.say(f"going on after step {saved.step}, from {saved.path}")
     progress = Progress(
         step=saved.step,
@@ -90,6 +92,17 @@ def find_start(config: Config, data_fingerprint: str, checkpoints: Checkpoints, 
         algorithm=state.algorithm,
     )
     return Start(progress=progress, folder=saved.path)
+
+
+def save_models(folder: Path, config: Config, workers: Workers) -> None:
+    """What the trainers hold, and a reference that is not as the run began."""
+    workers.policy.save(folder)
+    workers.critic.save(folder)
+    if config.algo.online and config.algo.reference_refresh.every_steps:
+        workers.reference.save(folder)
+
+
+NO_STEP = -1
 
 
 def nothing_more(folder: Path) -> None:
@@ -130,6 +143,8 @@ class SavePoints:
                     self._tracker.say(f"{self._stop.asked} after step {self._here.step}")
                     self._save()
                     raise
+                with self._minding_a_full_disk():
+                    self._writer.settle()
         finally:
             self._tell_committed()
 
@@ -152,7 +167,7 @@ class SavePoints:
     def _save(self) -> None:
         if self._here.step == self._saved_step:
             return
-        here, config, workers = self._here, self._config, self._workers
+        here, config = self._here, self._config
         state = CheckpointState(
             step=here.step,
             next_draw=here.next_draw,
@@ -166,15 +181,16 @@ class SavePoints:
         )
 
         def write(folder: Path) -> None:
-            workers.policy.save(folder)
-            workers.critic.save(folder)
-            if config.algo.online and config.algo.reference_refresh.every_steps:
-                workers.reference.save(folder)
+            save_models(folder, config, self._workers)
             self._write_more(folder)
 
-        with self._tracker.phase("save"), self._minding_a_full_disk():
-            self._writer.save(here.step, write, state, best=self._best_step())
-            self._saved_step = here.step
+        with self._tracker.phase("save"):
+            # By itself: what became of the one before is no reason to leave this one out. And it may be the best.
+            with self._minding_a_full_disk():
+                self._writer.settle()
+            with self._minding_a_full_disk():
+                self._writer.save(here.step, write, state, best=self._best_step())
+                self._saved_step = here.step
 
     def _best_step(self) -> frozenset[int]:
         """Of those that have a checkpoint, and the one that is about to."""
@@ -203,6 +219,7 @@ class SavePoints:
         except DiskFull as full:
             if self._config.run.on_full_disk is OnFullDisk.STOP:
                 raise
+            self._saved_step = NO_STEP
             self._tracker.say(f"{full} (run.on_full_disk=go_on: the run goes on, and saves again when it is due)")
 
 

@@ -113,7 +113,7 @@ class RolloutStream:
         algorithm: Algorithm,
         seed: int,
         next_draw: int,
-        carried: Sequence[TakenGroup] = (),
+        carried: Sequence[TakenGroup],
         steps: int,
         list_failures: Callable[[int, GroupSummary], None],
     ) -> None:

@@ -61,7 +61,7 @@ class Summary:
     tokens_per_s: float
     """Over all steps: prompts and responses, per second of the step."""
     wall_s: float
-    """Since the process started."""
+    """Since the command started."""
     comparisons: tuple[Comparison, ...]
     answers: tuple[Answer, ...]
     alarms: tuple[AlarmTold, ...]

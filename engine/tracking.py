@@ -20,7 +20,7 @@ from engine.origin import origin_of
 from engine.screen import Screen
 from engine.summary import summarize
 from engine.supervisor import BEGAN_S
-from workers.crash_points import crash_point
+from workers.crash_points import crash_points
 from workers.records import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
@@ -120,25 +120,21 @@ class Tracker:
         """Shows what is going on; inside a step, adds the block's duration to its `time/<name>_s`."""
         self._doing, self._doing_since = f"step {self._step}/{self._steps}: {name}", time.monotonic()
         started = time.monotonic()
-        crash_point(f"driver/{name}/begin")
-        yield
-        crash_point(f"driver/{name}/end")
+        with crash_points(f"driver/{name}"):
+            yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - started
 
-    def alarms(self, metrics: Metrics) -> tuple[Alarm, ...]:
+    def alarms(self, metrics: Metrics, *, responses: Path) -> tuple[Alarm, ...]:
         """Marks in a step's metrics the signs that hold after it (engine/alarms.py). Returns those that are new."""
         if self._on_alarm is OnAlarm.OFF:
             return ()
-        holding = alarms([*self._done, metrics])
+        holding = alarms([*self._done, metrics], responses=responses)
         metrics |= {alarm.metric: 1.0 for alarm in holding}
         return begun(self._done, holding)
 
-    def say_alarms(self, new: Sequence[Alarm], *, look_at: Path) -> None:
+    def say_alarms(self, new: Sequence[Alarm]) -> None:
         """Raises AlarmBegan where the run is to stop at one."""
-        lines = [
-            f"alarm {alarm.name}: after step {self._step} {alarm.told}; look at {alarm.look_at or look_at}"
-            for alarm in new
-        ]
+        lines = [f"alarm {alarm.name}: after step {self._step} {alarm.told}; look at {alarm.look_at}" for alarm in new]
         for line in lines:
             self.say(line)
         if lines and self._on_alarm is OnAlarm.STOP:

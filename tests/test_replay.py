@@ -143,7 +143,7 @@ def test_rollouts_with_another_logprob_are_another_step(copied: Path, capsys: py
         (2, ("algo=sft",), "SFT learns from a data set"),
         (2, ("algo=remax",), "ReMax compares with a response without chance, and the run asked for none"),
         (2, ("rollout.temperature=0.5",), "rollout.temperature is not what a step learns by"),
-        (2, ("train.weight_decay=0.1",), "train.weight_decay comes with the optimizer that a checkpoint holds"),
+        (2, ("train.zero_stage=3",), "train.zero_stage is how the checkpoint was cut into files"),
         (2, ("train.updates_per_step=3",), "cannot be split into train.updates_per_step"),
         (2, ("model.path=nowhere",), "model.path is nowhere: no such folder"),
     ],
@@ -190,6 +190,7 @@ def test_what_holds_for_the_last_step_alone_leaves_the_steps_before_as_they_were
     assert told.last_line.endswith("under critic.learning_rate=0.5") and told.differing == set()
     other = replay(capsys, kept.folder, 4, "train.learning_rate=0.5")
     assert other.differing >= {"learning_rate", "weights_checksum"} and "gradient_norm" not in other.differing
+    assert replay(capsys, kept.folder, 4, "train.weight_decay=10").differing == {"weights_checksum"}
 
 
 @pytest.mark.slow

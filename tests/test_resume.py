@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from runs import REPOSITORY, Finished, forget_after, run_main
 from safetensors.torch import load_file
+
+from engine.export import export_run
+from tests.bench._disturbed import differences, draws
 
 SMALL = (
     "evaluation.prompts=8",
@@ -43,32 +46,6 @@ PPO_HF = (
 SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.largest=9", "data.held_out=20", "train.examples_per_step=16")
 
 
-def _assert_same_run(one: Path, other: Path, *, same_engine_bits: bool = True) -> None:
-    """Metrics (but for times and memory), rollouts and the exported weights are equal, bit for bit.
-
-    The transformers engine decodes together what happens to wait together, which moves the last bits of its own
-    log-probs (not the tokens): with `same_engine_bits` off, those and what is computed from them are passed over.
-    """
-    of_engine = () if same_engine_bits else ("logprob_gap", "mismatch_")
-    passed_over = ("time/", "memory/", "tokens_per_s", "reward/judging_s", *of_engine)
-
-    def metrics(folder: Path) -> list[dict[str, object]]:
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in row.items() if not name.startswith(passed_over)} for row in rows]
-
-    def rollouts(folder: Path) -> dict[str, list[object]]:
-        """Empty for an offline stage."""
-        files = {path.name: load_file(path) for path in sorted((folder / "rollouts").glob("*.safetensors"))}
-        keys = [key for key in next(iter(files.values()), {}) if same_engine_bits or key != "logprobs"]
-        return {name: [file[key].tolist() for key in keys] for name, file in files.items()}
-
-    assert metrics(one) == metrics(other)
-    assert rollouts(one) == rollouts(other)
-    weights, others = (load_file(folder / "export" / "model.safetensors") for folder in (one, other))
-    assert weights.keys() == others.keys()
-    assert all(weights[name].equal(others[name]) for name in weights)
-
-
 @pytest.mark.parametrize(
     "stage",
     [GRPO_HF, SFT, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (PPO_HF, GRPO))],
@@ -89,7 +66,8 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
     resumed = go("stopped")
     assert resumed.exit_code == 0, resumed.output
     assert "going on after step 2" in resumed.output
-    _assert_same_run(tmp_path / "whole", tmp_path / "stopped", same_engine_bits="rollout.engine=hf" not in stage)
+    engine = "vllm" if stage is GRPO else "hf"
+    assert not differences(tmp_path / "whole", tmp_path / "stopped", engine=engine)
 
     assert "is complete" in go("stopped").output
     record = (tmp_path / "stopped" / "config.yaml").read_text()
@@ -99,6 +77,46 @@ def test_resumed_equals_never_stopped_and_another_run_is_refused(
     assert "0.5" in refused.output
     assert "Traceback" not in refused.output
     assert (tmp_path / "stopped" / "config.yaml").read_text() == record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "others"),
+    [(GRPO_HF, ("train.ranks=2", "rollout.engines=2")), (SFT, ("train.ranks=2",))],
+    ids=["grpo-hf", "sft"],
+)
+def test_a_run_goes_on_with_more_ranks_and_engines_to_the_same_end_but_for_rounding(
+    stage: tuple[str, ...], others: tuple[str, ...], tmp_path: Path
+) -> None:
+    stage = (*stage, "run.steps=4", "train.zero_stage=1")
+    whole = run_main(*stage, folder=tmp_path, name="whole")
+    assert whole.exit_code == 0, whole.output
+    export_run(whole.folder, merge=False, step=2, to=tmp_path / "halfway")
+    forget_after(tmp_path / "whole", tmp_path / "stopped", checkpoint="step_000002")
+    resumed = run_main(*stage, *others, folder=tmp_path, name="stopped")
+    assert resumed.exit_code == 0, resumed.output
+    assert "going on after step 2" in resumed.output
+    assert sorted(draws(whole.folder)) == sorted(draws(resumed.folder))
+    one, other = (load_file(run.folder / "export" / "model.safetensors") for run in (whole, resumed))
+    halfway = load_file(tmp_path / "halfway" / "model.safetensors")
+    apart, moved = (max((one[name] - to[name]).abs().max().item() for name in one) for to in (other, halfway))
+    assert apart < 1e-5 < 1e-3 < moved
+
+
+def test_a_run_that_was_killed_before_its_export_exports_and_keeps_what_it_measured(
+    cluster: str, tmp_path: Path
+) -> None:
+    settings = (*SFT, "run.steps=2", f"cluster.address={cluster}")
+    whole = run_main(*settings, folder=tmp_path, name="whole")
+    assert whole.exit_code == 0, whole.output
+    measured = whole.metrics
+    shutil.rmtree(whole.folder / "export")
+    (whole.folder / "summary.json").unlink()
+    again = run_main(*settings, folder=tmp_path, name="whole")
+    assert again.exit_code == 0 and (again.folder / "export" / "model.safetensors").exists(), again.output
+    assert again.metrics == measured
+    assert "is complete" in run_main(*settings, folder=tmp_path, name="whole").output
+    assert again.metrics == measured
 
 
 def _assert_that_all_of_it_moved(whole: Finished) -> None:
@@ -129,4 +147,4 @@ def test_a_run_killed_at_any_moment_resumes_as_if_it_had_not_been(tmp_path: Path
     resumed = run_main(*stage, folder=tmp_path, name="killed")
     assert resumed.exit_code == 0, resumed.output
     assert "going on after step 4" in resumed.output
-    _assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not differences(tmp_path / "whole", tmp_path / "killed", engine="vllm")

@@ -7,12 +7,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workers.around_verbs import verbs_within
 from workers.bounded_log import keep_bounded
-from workers.crash_points import with_crash_points
-from workers.memory import Peaks, watched
+from workers.crash_points import crash_points
+from workers.memory import Peaks
 from workers.stacks import answer_with_stacks
 
 
@@ -40,10 +43,16 @@ def as_actor(worker_class: type) -> type:
         def take_memory_peaks(self) -> dict[str, float]:
             return self._peaks.take()
 
-    for verb, call in watched(worker_class, lambda worker: worker._peaks).items():
-        setattr(Logged, verb, with_crash_points(call))
+    for verb, call in verbs_within(worker_class, _around).items():
+        setattr(Logged, verb, call)
     Logged.__name__ = Logged.__qualname__ = worker_class.__name__
     return Logged
+
+
+@contextmanager
+def _around(worker: Any, verb: str) -> Iterator[None]:
+    with worker._peaks.of(verb), crash_points(f"{worker!r}/{verb}"):
+        yield
 
 
 def _redirect_output(path: Path) -> None:

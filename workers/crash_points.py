@@ -12,15 +12,14 @@ in `<file>.<number>`, and kills itself; from then on the second one is due. Poin
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 CRASHES_ENV = "HELIOSTAT_CRASHES"
 
@@ -36,30 +35,12 @@ class Crash:
     """Written by the process that died there."""
 
 
-def with_crash_points(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """A worker's verb, with a point before and one after it, where crashes are asked for at all."""
-    if not os.environ.get(CRASHES_ENV):
-        return verb
-
-    if inspect.iscoroutinefunction(verb):
-
-        @functools.wraps(verb)
-        async def call_async(self: Any, *arguments: Any, **named: Any) -> Any:
-            crash_point(f"{self!r}/{verb.__name__}/begin")
-            answer = await verb(self, *arguments, **named)
-            crash_point(f"{self!r}/{verb.__name__}/end")
-            return answer
-
-        return call_async
-
-    @functools.wraps(verb)
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        crash_point(f"{self!r}/{verb.__name__}/begin")
-        answer = verb(self, *arguments, **named)
-        crash_point(f"{self!r}/{verb.__name__}/end")
-        return answer
-
-    return call
+@contextmanager
+def crash_points(name: str) -> Iterator[None]:
+    """One before the block, and one after it where it ends well."""
+    crash_point(f"{name}/begin")
+    yield
+    crash_point(f"{name}/end")
 
 
 def crash_point(name: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -63,30 +61,6 @@ def resident_gib() -> float:
     own = _status("RssAnon")
     # No such line outside Linux, and under some sandboxes.
     return (psutil.Process().memory_info().rss if own is None else own) / GIB
-
-
-def watched(worker_class: type, peaks_of: Callable[[Any], Peaks]) -> dict[str, Callable[..., Any]]:
-    """The class's verbs, each telling `peaks_of` the worker what it took."""
-    verbs = inspect.getmembers(worker_class, inspect.isfunction)
-    return {name: _watched(verb, peaks_of) for name, verb in verbs if not name.startswith("_")}
-
-
-def _watched(verb: Callable[..., Any], peaks_of: Callable[[Any], Peaks]) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(verb):
-
-        @functools.wraps(verb)
-        async def call_async(self: Any, *arguments: Any, **named: Any) -> Any:
-            with peaks_of(self).of(verb.__name__):
-                return await verb(self, *arguments, **named)
-
-        return call_async
-
-    @functools.wraps(verb)
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        with peaks_of(self).of(verb.__name__):
-            return verb(self, *arguments, **named)
-
-    return call
 
 
 def _on_gpu() -> Any:

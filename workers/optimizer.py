@@ -57,13 +57,13 @@ class CheckedAdamW(torch.optim.AdamW):
         super().step()
 
 
+def optimizer_settings(config: TrainConfig) -> dict[str, object]:
+    """Of each group of parameters, beside its learning rate, which is set anew for each step."""
+    return {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+
+
 def make_optimizer(parameters: list[Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    settings = {
-        "lr": config.learning_rate,
-        "betas": tuple(config.betas),
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
+    settings = {"lr": config.learning_rate, **optimizer_settings(config)}
     if config.zero_stage == 0:
         return CheckedAdamW(parameters, max_grad_norm=config.max_grad_norm, **settings)
     return torch.optim.AdamW(parameters, **settings)

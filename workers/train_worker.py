@@ -27,7 +27,7 @@ from workers.embedding_noise import noise_seed
 from workers.meeting import MeetingPoint, join
 from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
-from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer
+from workers.optimizer import deepspeed_settings, learning_rate, make_optimizer, optimizer_settings
 from workers.packing import attend_by_segment
 from workers.records import Batch, Loss, Update
 from workers.resharding import load_resharded, saved_ranks
@@ -270,6 +270,9 @@ class TrainWorker(ABC):
         else:
             client_state = load_resharded(self._engine, folder / tag, strict=strict)
         self._updates_done = client_state["updates_done"]
+        # A checkpoint brings the settings along that it was saved under.
+        for group in self._engine.optimizer.param_groups:
+            group.update(optimizer_settings(self._train))
 
 
 def _drop_what_is_frozen(module: torch.nn.Module, state: dict[str, object], prefix: str, _: object) -> None:

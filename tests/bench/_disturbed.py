@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from safetensors.numpy import load_file
 
-from engine.verify import Compared, verify
+from engine.verify import OF_THIS_MACHINE, Compared, verify
 
 REPOSITORY = Path(__file__).parents[2]
 MARK_ENV = "HELIOSTAT_TEST_MARK"
@@ -150,8 +150,8 @@ def differences(whole: Path, run: Path, *, engine: str) -> list[str]:
     ]
     if _comparable_metrics(whole) != _comparable_metrics(run):
         told.append("metrics differ")
-    if _tokens(whole) != _tokens(run):
-        told.append("tokens differ")
+    if _rollouts(whole) != _rollouts(run):
+        told.append("rollouts differ")
     return told
 
 
@@ -173,14 +173,18 @@ def _differs(aspect: Compared) -> bool:
 
 
 def _comparable_metrics(run: Path) -> list[dict[str, object]]:
-    passed_over = ("time/", "memory/", "tokens_per_s", "reward/judging_s", *OF_ENGINE)
+    passed_over = (*OF_THIS_MACHINE, *OF_ENGINE)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith(passed_over)} for row in rows]
 
 
-def _tokens(run: Path) -> dict[str, list[int]]:
+def _rollouts(run: Path) -> dict[str, dict[str, object]]:
+    """All that is kept of every step but the engine's own log-probs."""
     files = sorted((run / "rollouts").glob("*.safetensors"))
-    return {file.stem: load_file(file)["token_ids"].tolist() for file in files}
+    return {
+        file.stem: {key: array.tolist() for key, array in load_file(file).items() if key != "logprobs"}
+        for file in files
+    }
 
 
 def _command(process: psutil.Process) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from engine.alarms import PARTS, WINDOW, Alarm, alarms, begun, change_of, steady
 from workers.records import Metrics
 
 STEPS = 50
+RESPONSES = Path("r/rollouts/step_000050.jsonl")
 FLAT = {
     "reward/mean": 0.5,
     "response_length/mean": 20.0,
@@ -40,7 +42,7 @@ def history(seed: int = 0, *, steps: int = STEPS, noise: float = 1.0, **ends: fl
 
 
 def names(rows: list[Metrics]) -> set[str]:
-    return {alarm.name for alarm in alarms(rows)}
+    return {alarm.name for alarm in alarms(rows, responses=RESPONSES)}
 
 
 SIGNS = {
@@ -63,7 +65,7 @@ def test_each_sign_has_its_alarm_and_no_other(name: str, noise: float) -> None:
 def test_responses_that_shrink_while_the_reward_rises_are_a_sign_too() -> None:
     rows = history(reward_mean=0.9, response_length_mean=5.0)
     assert names(rows) == {"length"}
-    [alarm] = alarms(rows)
+    [alarm] = alarms(rows, responses=RESPONSES)
     assert "went from 0.5" in alarm.told and "tokens" in alarm.told
 
 
@@ -171,7 +173,7 @@ def test_figures_that_are_not_numbers_are_passed_over() -> None:
 
 
 def test_an_alarm_begins_once_and_again_only_after_a_window_without_it() -> None:
-    alarm = Alarm(name="length", told="longer")
+    alarm = Alarm(name="length", told="longer", look_at=str(RESPONSES), mend="the reward")
     had, had_not = {alarm.metric: 1.0}, {"reward/mean": 0.5}
     assert begun([], [alarm]) == begun([had_not] * 30, [alarm]) == (alarm,)
     assert begun([had_not] * 30 + [had], [alarm]) == ()
@@ -265,7 +267,7 @@ def test_a_rise_that_noise_could_make_is_none() -> None:
 def test_the_alarm_names_every_role_that_leaks_how_fast_and_where_to_look() -> None:
     leak, more = (resident(lambda step, by=by: by * MIB * step, steps=320, noise=0.0) for by in (2.0, 4.0))
     rows = rows_of(policy=leak, reward=more, rollout=resident(still, steps=320))
-    [alarm] = alarms([{**FLAT, **row} for row in rows])
+    [alarm] = alarms([{**FLAT, **row} for row in rows], responses=RESPONSES)
     # The means of 40 steps: 2 MiB x 19.5 and 2 MiB x 299.5 above two GiB.
     assert alarm == Alarm(
         name="memory",

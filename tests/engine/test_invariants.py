@@ -53,13 +53,13 @@ def test_the_policy_may_leave_the_reference_after_the_start() -> None:
 def test_skipped_steps_stop_the_run_when_one_more_than_allowed_follow_each_other() -> None:
     skips = SkippedUpdates(most_in_a_row=2)
     for skipped in [1, 1, 0, 1, 2, 0, 0, 1, 1]:
-        skips.observe(float(skipped))
+        skips.observe(float(skipped), batch="b")
     with pytest.raises(InvariantViolated, match=r"3 steps in a row.*max_skipped_steps=2.*: r/step_000010\.jsonl$"):
         skips.observe(1.0, batch=Path("r/step_000010.jsonl"))
 
 
 def test_no_skipped_step_is_allowed_where_none_is() -> None:
     skips = SkippedUpdates(most_in_a_row=0)
-    skips.observe(0.0)
+    skips.observe(0.0, batch="b")
     with pytest.raises(InvariantViolated, match="1 steps in a row"):
-        skips.observe(1.0)
+        skips.observe(1.0, batch="b")

@@ -6,13 +6,14 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from engine import checkpoint_writer
 from engine.checkpoint import CheckpointError, Checkpoints
 from engine.checkpoint_room import DiskFull
 from engine.config import load_config
@@ -167,19 +168,63 @@ def test_a_run_may_go_on_without_room_and_saves_when_there_is_some(
     assert "step 6 could not be saved" in (told := capsys.readouterr().out) and "the run goes on" in told
 
 
+@pytest.mark.parametrize(("full_at", "kept"), [(9, {3, 6}), (6, {3, 9}), (3, {6, 9})])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_disk_that_fills_up_behind_the_runs_back_is_told_and_costs_that_checkpoint_alone(
+    full_at: int,
+    kept: set[int],
+    goes_on: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seal = checkpoint_writer._seal
+
+    def full(folder: Path) -> None:
+        if f"step_{full_at:06d}" in folder.name:
+            raise NO_ROOM
+        seal(folder)
+
+    monkeypatch.setattr(checkpoint_writer, "_seal", full)
+    run = Run(folder=tmp_path, overrides=("run.on_full_disk=go_on",) if goes_on else ())
+    with nullcontext() if goes_on else pytest.raises(DiskFull, match=f"step {full_at} could not be saved"):
+        run.go()
+    told = capsys.readouterr().out
+    assert set(run.kept) == kept if goes_on else full_at not in run.kept
+    assert told.count("the run goes on") == goes_on
+
+
 def test_another_failure_of_a_save_stops_the_run_whatever_a_full_disk_does(tmp_path: Path) -> None:
     run = Run(folder=tmp_path, overrides=("run.on_full_disk=go_on",))
     with pytest.raises(CheckpointError, match="Read-only"):
         run.go(at(5, lambda: setattr(run.trainer, "fails", OSError(30, "Read-only file system"))))
 
 
-@pytest.mark.parametrize(("best_is", "kept"), [("highest", {2, 5, 6}), ("lowest", {3, 5, 6})])
-def test_the_checkpoint_where_a_metric_is_best_stays(tmp_path: Path, best_is: str, kept: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("keep", "best_is", "kept"),
+    [(2, "highest", {2, 5, 6}), (2, "lowest", {3, 5, 6}), (1, "highest", {2, 6}), (1, "lowest", {3, 6})],
+)
+def test_the_checkpoint_where_a_metric_is_best_stays(tmp_path: Path, keep: int, best_is: str, kept: set[int]) -> None:
     rewards = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.4, 6: 0.5}
     more = ("run.steps=6", "run.save_every_steps=1", "run.keep_best=reward/mean", f"run.best_is={best_is}")
+    more += (f"run.keep_checkpoints={keep}",)
     run = Run(folder=tmp_path, overrides=more)
     run.go(reward=rewards.__getitem__)
     assert set(run.kept) == kept
+
+
+@pytest.mark.parametrize("has_finished", [True, False])
+def test_what_a_run_measured_after_its_last_checkpoint_stays_if_it_has_come_to_its_end(
+    tmp_path: Path, has_finished: bool
+) -> None:
+    run, metrics = Run(folder=tmp_path), tmp_path / "r" / "metrics.jsonl"
+    run.go()
+    steps = metrics.read_text()
+    metrics.write_text(steps + '{"step": 9, "held_out/greedy": 0.5}\n')
+    if has_finished:
+        (tmp_path / "r" / "summary.json").write_text('{"steps": 9}')
+    run.go()
+    assert (metrics.read_text() != steps) == has_finished
 
 
 def test_a_metric_that_nobody_has_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,8 @@ def a_run(folder: Path, *overrides: str) -> list[dict[str, float]]:
             with tracker.step(step) as metrics:
                 figures = {"reward/mean": 0.1 + 0.02 * step, "response_length/mean": 10.0 + 2 * step}
                 metrics |= figures | {"tokens": 1.0, "skipped_updates": 0.0}
-                new = tracker.alarms(metrics)
-            tracker.say_alarms(new, look_at=Path(f"r/rollouts/step_{step + 1:06d}.jsonl"))
+                new = tracker.alarms(metrics, responses=Path(f"r/rollouts/step_{step + 1:06d}.jsonl"))
+            tracker.say_alarms(new)
     return [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -57,8 +57,8 @@ def test_memory_that_rises_is_told_with_where_that_is_seen_and_what_is_to_be_men
         for step in range(2 * PARTS * WINDOW):
             with tracker.step(step) as metrics:
                 metrics |= {"memory/policy/resident_gib": 2.0 + 0.01 * step, "tokens": 1.0, "skipped_updates": 0.0}
-                new = tracker.alarms(metrics)
-            tracker.say_alarms(new, look_at=Path("metrics.jsonl"))
+                new = tracker.alarms(metrics, responses=Path("r/rollouts/step_000001.jsonl"))
+            tracker.say_alarms(new)
     assert str(stopped.value).splitlines() == [
         "an alarm began, and checks.alarms is stop:",
         "alarm memory: after step 80 memory rises all the time: policy went from 2.04 to 2.75 GiB in 80 steps "

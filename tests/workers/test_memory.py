@@ -11,7 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from workers.memory import GIB, Peaks, watched
+from workers.around_verbs import verbs_within
+from workers.memory import GIB, Peaks
 
 BIG, SMALL = 256, 64
 """MiB. The C library gives arrays of this size back to the kernel as soon as they are freed."""
@@ -52,7 +53,7 @@ class Worker(Plain):
     """As a group makes them."""
 
 
-for _name, _verb in watched(Plain, lambda worker: worker.peaks).items():
+for _name, _verb in verbs_within(Plain, lambda worker, verb: worker.peaks.of(verb)).items():
     setattr(Worker, _name, _verb)
 
 

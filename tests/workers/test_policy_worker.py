@@ -270,6 +270,24 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(
     assert rates == pytest.approx([1e-3, 5.5e-4])
 
 
+@pytest.mark.parametrize("stage", [0, 1, pytest.param(2, marks=slow), pytest.param(3, marks=slow)])
+def test_a_trainer_that_goes_on_under_another_weight_decay_learns_by_it(
+    processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path, stage: int
+) -> None:
+    """The checkpoint holds the old one. By its definition (1711.05101, Alg. 2) all that changes is the decay."""
+    calls = grpo_calls((LESSONS[0], LESSONS[1]))[0]
+    run(processes[1], trainer_setup(folder, zero_stage=stage, weight_decay=0.0), [calls[:1]], ("save", (tmp_path,)))
+    before, without, by_it = {}, {}, {}
+    for decay, after in ((0.0, without), (10.0, by_it)):
+        setup = trainer_setup(folder, zero_stage=stage, weight_decay=decay)
+        [answer] = run(processes[1], setup, [[("load", (tmp_path,)), WEIGHTS, calls[1]]], WEIGHTS)
+        before, rate = answer[1], answer[2].contributions["learning_rate"]
+        after.update(answer[3])
+    for name, weight in before.items():
+        assert torch.allclose(without[name] - by_it[name], 10.0 * rate * weight, atol=1e-6)
+    assert max(weight.abs().max().item() for weight in before.values()) * 10.0 * rate > 1e-4
+
+
 def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) -> None:
     trainer = TrainerProcesses(1, tmp_path)
     try:

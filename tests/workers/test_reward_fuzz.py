@@ -275,7 +275,7 @@ def take(file: Path, texts: dict[int, list[str]], *, allowed: float) -> tuple[Ta
     with contextlib.closing(RewardWorker(reward_specs(reward), (), reward)) as worker:
         stream = RolloutStream(
             PROMPTS, Judged(worker, texts), rollout=RolloutConfig(prompts_per_step=4, responses_per_prompt=2),
-            reward=reward, algorithm=GRPO(), seed=1, next_draw=0, steps=1,
+            reward=reward, algorithm=GRPO(), seed=1, next_draw=0, carried=(), steps=1,
             list_failures=lambda step, summary: None,
         )  # fmt: skip
         return stream.take(version=0).groups
