@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Of the trainer processes."""
+STACKS_SIGNAL, WRITTEN_WITHIN_S = signal.SIGUSR1, 2.0
 
 
 def trainer_setup(
@@ -211,8 +215,9 @@ class TrainerProcesses:
         self._processes, self._lines = [], []
         for rank in range(self.ranks):
             line, far_end = context.Pipe()
-            log = self.folder / f"rank-{rank}-of-{self.ranks}.log"
-            process = context.Process(target=_serve, args=(far_end, rank, self.ranks, meeting, str(log)), daemon=True)
+            process = context.Process(
+                target=_serve, args=(far_end, rank, self.ranks, meeting, str(self._log(rank))), daemon=True
+            )
             process.start()
             far_end.close()
             self._processes.append(process)
@@ -225,14 +230,29 @@ class TrainerProcesses:
         answers = []
         for rank, line in enumerate(self._lines):
             if not line.poll(self.deadline_s):
+                doing = self._stacks()
                 self.restart()
-                raise TimeoutError(f"rank {rank} of {self.ranks}: no answer; see its log in {self.folder}")
+                raise TimeoutError(f"rank {rank} of {self.ranks}: no answer in {self.deadline_s:g} s\n{doing}")
             failure, answer = line.recv()
             if failure:
                 self.restart()
                 raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
             answers.append(answer)
         return answers
+
+    def _log(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}-of-{self.ranks}.log"
+
+    def _stacks(self) -> str:
+        """What every rank is doing, and what it said before."""
+        began = [self._log(rank).stat().st_size for rank in range(self.ranks)]
+        for process in self._processes:
+            os.kill(process.pid, STACKS_SIGNAL)
+        time.sleep(WRITTEN_WITHIN_S)
+        return "\n".join(
+            f"----- rank {rank}\n{self._log(rank).read_bytes()[max(0, before - 2_000) :].decode(errors='replace')}"
+            for rank, before in enumerate(began)
+        )
 
     def restart(self) -> None:
         self.close(patience_s=0.0)
@@ -252,6 +272,7 @@ def _serve(line: Connection, rank: int, ranks: int, meeting: MeetingPoint, log: 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
     import torch
 
     from workers.train_worker import RankInfo
