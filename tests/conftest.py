@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from workers.rollout_worker import RolloutEngine, RolloutWorker
 
 # Several test processes, and all that they start, share the cores: whoever waits must not keep one busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A script that starts the tests in the background has them ignore Ctrl-C, which some send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BLANK = Path(__file__).parents[1] / "examples" / "nano" / "blank"
 CLUSTER = ClusterConfig()
