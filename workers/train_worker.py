@@ -99,6 +99,7 @@ class TrainWorker(ABC):
     def __init__(self, setup: TrainerSetup, rank: RankInfo) -> None:
         # DeepSpeed takes seconds to import and belongs to this process alone.
         import deepspeed
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         self._train, self._rank, self._total_updates = setup.train, rank, setup.total_updates
         self._seed, self._tuning = setup.seed, setup.tuning
@@ -114,9 +115,11 @@ class TrainWorker(ABC):
         settings = deepspeed_settings(setup.train, bfloat16=bfloat16)
         if setup.train.zero_stage == 3:
             # Must be alive before the model is loaded: transformers then shards each tensor as it reads it.
-            from transformers.integrations import HfDeepSpeedConfig
-
             self._hf_deepspeed = HfDeepSpeedConfig(settings)
+        else:
+            # An earlier trainer of this process may be alive until its cycles are collected, on one rank and not on
+            # another: one would shard what the other reads whole.
+            unset_hf_deepspeed_config()
         self._model = self._load_model(setup)
         tune(self._model, setup.tuning, seed=setup.seed, gather=self._gathered)
         if setup.train.packing:

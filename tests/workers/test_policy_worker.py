@@ -28,6 +28,7 @@ from trainers import (
     UpdateRows,
     grpo_calls,
     learn,
+    learn_after_another,
     reference_and_trainer,
     run,
     step_of,
@@ -286,6 +287,15 @@ def test_a_trainer_that_goes_on_under_another_weight_decay_learns_by_it(
     for name, weight in before.items():
         assert torch.allclose(without[name] - by_it[name], 10.0 * rate * weight, atol=1e-6)
     assert max(weight.abs().max().item() for weight in before.values()) * 10.0 * rate > 1e-4
+
+
+def test_a_sharded_trainer_that_only_some_ranks_still_hold_has_no_part_in_the_next(
+    processes: dict[int, TrainerProcesses], folder: str
+) -> None:
+    sharded, whole = (trainer_setup(folder, zero_stage=stage) for stage in (3, 1))
+    answers = processes[2](learn_after_another, sharded, whole, by_rank=[[WEIGHTS]] * 2)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert distance(answers[0][0], {name: plain[name] for name in answers[0][0]}) == 0.0
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(folder: str, tmp_path: Path) -> None:

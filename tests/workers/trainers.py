@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,18 +228,22 @@ class TrainerProcesses:
         """`function(rank, *args, by_rank[rank])` on every rank; raises what a rank raised."""
         for rank, line in enumerate(self._lines):
             line.send((function, args if by_rank is None else (*args, by_rank[rank])))
-        answers = []
-        for rank, line in enumerate(self._lines):
-            if not line.poll(self.deadline_s):
+        answers: dict[int, Any] = {}
+        while len(answers) < self.ranks:
+            # Whoever answers first: where one fails, the others may wait for it for good.
+            waiting = [line for rank, line in enumerate(self._lines) if rank not in answers]
+            ready = wait(waiting, self.deadline_s)
+            if not ready:
                 doing = self._stacks()
                 self.restart()
-                raise TimeoutError(f"rank {rank} of {self.ranks}: no answer in {self.deadline_s:g} s\n{doing}")
-            failure, answer = line.recv()
-            if failure:
-                self.restart()
-                raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
-            answers.append(answer)
-        return answers
+                raise TimeoutError(f"of {self.ranks} ranks only {sorted(answers)} answered in time\n{doing}")
+            for line in ready:
+                rank = self._lines.index(line)
+                failure, answers[rank] = line.recv()
+                if failure:
+                    self.restart()
+                    raise RuntimeError(f"rank {rank} of {self.ranks}:\n{failure}")
+        return [answers[rank] for rank in range(self.ranks)]
 
     def _log(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}-of-{self.ranks}.log"
@@ -299,6 +304,17 @@ def forward_passes(rank: RankInfo, setup: TrainerSetup, step: Step) -> tuple[int
     worker._model.base_model.register_forward_hook(lambda *_: passes.append(1))
     report = policy_step(worker, step)
     return len(passes), report
+
+
+def learn_after_another(rank: RankInfo, earlier: TrainerSetup, setup: TrainerSetup, calls: Sequence[Call]) -> list[Any]:
+    """Runs in a trainer process: `learn`, while rank 0 still holds a worker that was there before."""
+    from workers.policy_worker import PolicyWorker
+
+    held = PolicyWorker(earlier, rank)
+    if rank.rank:
+        del held
+        gc.collect()
+    return learn(rank, setup, calls)
 
 
 def reference_and_trainer(rank: RankInfo, setup: TrainerSetup, step: Step) -> dict[str, Any]:
