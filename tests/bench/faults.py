@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,7 @@ def _killed_at_random(
     """Any role, at any moment from the first second on; the next one when a step was done since."""
     run, deaths = start(settings, folder=folder, name=name), []
     while len(deaths) < wanted and run.process.poll() is None:
-        time.sleep(chance.uniform(0.0, 4.0))
+        time.sleep(chance.uniform(0.0, 1.5))
         role = chance.choice(list(ROLES))
         victim = run.driver if role == "driver" else run.worker(role.replace(" ", "_"))
         if victim is None or not kill(victim):
@@ -340,8 +340,16 @@ def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share)) if values else float("nan")
 
 
+def _plain(found: Kills | Stops) -> dict[str, object]:
+    """For JSON: asdict makes pairs of a Counter's keys."""
+    return {
+        name: dict(value) if isinstance(value, Counter) else value
+        for name, value in ((one.name, getattr(found, one.name)) for one in fields(found))
+    }
+
+
 def told_kills(found: Kills) -> dict[str, object]:
-    return asdict(found) | {
+    return _plain(found) | {
         "detect_p50_s": quantile(found.detect_s, 0.5), "detect_p99_s": quantile(found.detect_s, 0.99),
         "recover_p50_s": quantile(found.recover_s, 0.5), "recover_p99_s": quantile(found.recover_s, 0.99),
     }  # fmt: skip
@@ -402,7 +410,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         make: dict[str, Callable[[Path], dict[str, object]]] = {
             "kills": lambda folder: told_kills(kills(asked.engine, asked.trials, seed=asked.seed, folder=folder)),
-            "stops": lambda folder: asdict(stops(asked.engine, asked.trials, seed=asked.seed, folder=folder)),
+            "stops": lambda folder: _plain(stops(asked.engine, asked.trials, seed=asked.seed, folder=folder)),
             "soak": lambda folder: soak(minutes=asked.minutes, seed=asked.seed, folder=folder),
         }
         for part in asked.part or ("kills", "stops"):
