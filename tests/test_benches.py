@@ -1,11 +1,14 @@
 """Measurements beside others are fair: the same tokens, the same packages, and no credit for what is another's."""
 
+import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.bench._forced_lengths import forced, lognormal
+from tests.bench.faults import Kills, merged_kills, told_kills
 from tests.bench.trl import Plan, Step, compared
 from workers.records import Message, Prompt, Sampling
 from workers.rollout_worker import CompletionRequest
@@ -49,3 +52,13 @@ def test_what_vllm_is_faster_at_is_not_ours():
     assert (found.ratio, found.generate_ratio, found.train_ratio) == (4.0, 7.0, 2.0)
     assert found.ratio_with_our_generation == 1.6
     assert (found.ours_tokens_per_s, found.trl_tokens_per_s) == (3.2, 0.8)
+
+
+def test_slices_of_kills_add_up_as_they_come_from_a_file():
+    one = Kills(engine="hf", trials=2, witnessed=2, by_point=Counter({"driver/save/end": 2}), detect_s=[0.5, 1.5])
+    other = Kills(engine="hf", trials=1, witnessed=1, by_point=Counter({"driver/save/end": 1}), detect_s=[2.5])
+    slices = json.loads(json.dumps([told_kills(one), told_kills(other), told_kills(Kills(engine="vllm"))]))
+    added, of_vllm = merged_kills(slices)
+    assert (added.trials, added.witnessed, added.by_point) == (3, 3, Counter({"driver/save/end": 3}))
+    assert told_kills(added)["detect_p50_s"] == 1.5
+    assert of_vllm == Kills(engine="vllm")
