@@ -36,7 +36,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench._disturbed import STEP, Disturbed, differences, draws, kill, start
+from tests.bench._disturbed import STEP, Disturbed, Line, differences, draws, kill, start
 from tests.bench._output import tell
 from workers.crash_points import CRASHES_ENV
 
@@ -56,6 +56,8 @@ SETTINGS = (
     "algo.correction.weight=none",
 )  # fmt: skip
 PATIENCE_S = 900.0
+SLOW_S = 5.0
+"""To notice a death: what the run said meanwhile is then shown."""
 SOAK_FAULT_EVERY_S = 20.0
 
 
@@ -173,10 +175,10 @@ def _judge(found: Kills, run: Disturbed, deaths: Sequence[Death], whole: Path, *
     found.left_over += len(run.left_over())
     found.witnessed += len(deaths)
     found.by_point.update(death.point for death in deaths)
-    told = [f"exit code {run.process.returncode}: {run.output[-2000:]}"] if run.process.returncode else []
-    told = told or differences(whole, run.folder, engine=engine)
-    if told:
-        found.unequal.append(f"{[death.point for death in deaths]}: {told}")
+    parted = [f"exit code {run.process.returncode}: {run.output[-2000:]}"] if run.process.returncode else []
+    parted = parted or differences(whole, run.folder, engine=engine)
+    if parted:
+        found.unequal.append(f"{[death.point for death in deaths]}: {parted}")
     else:
         found.equal += len(deaths)
     ledger, expected = Counter(draws(run.folder)), Counter(draws(whole))
@@ -184,20 +186,25 @@ def _judge(found: Kills, run: Disturbed, deaths: Sequence[Death], whole: Path, *
     found.duplicated += (ledger - expected).total()
     for death in deaths:
         later = [line for line in run.lines if line.at_s >= death.at_s]
-        noticed = [line.at_s for line in later if "was killed by" in line.text or " died while it was to" in line.text]
-        if death.point.startswith(("driver", "policy")) and noticed:
-            found.detect_s.append(noticed[0] - death.at_s)
         done = [line.at_s for line in later if STEP.search(line.text)]
         found.recover_s += [done[0] - death.at_s] if done else []
-    found.detect_s += _replaced_within(run, deaths)
+        told = _told_within(later, death) if death.point.startswith(("driver", "policy")) else _replaced(run, death)
+        found.detect_s += told[:1]
+        if told and told[0] > SLOW_S:
+            _say(f"{death.point} at {death.at_s:.1f}: noticed after {told[0]:.1f} s")
+            for line in later:
+                if line.at_s < death.at_s + told[0] + 1.0:
+                    _say(f"    {line.at_s - death.at_s:6.2f} s {line.text[:200]}")
 
 
-def _replaced_within(run: Disturbed, deaths: Sequence[Death]) -> Iterator[float]:
-    for death in deaths:
-        began = run.births.get(death.point.partition("/")[0].replace(" ", "_"), [])
-        later = [started - death.at_s for started in began if started > death.at_s]
-        if death.point.startswith(("rollout", "reward", "reference")) and later:
-            yield min(later)
+def _told_within(later: Sequence[Line], death: Death) -> list[float]:
+    marks = ("was killed by", " died while it was to")
+    return [line.at_s - death.at_s for line in later if any(mark in line.text for mark in marks)]
+
+
+def _replaced(run: Disturbed, death: Death) -> list[float]:
+    began = run.births.get(death.point.partition("/")[0].replace(" ", "_"), [])
+    return sorted(started - death.at_s for started in began if started > death.at_s)
 
 
 # ------------------------------------------------------------------ stops
