@@ -23,8 +23,8 @@ from workers.processes import adopt_orphans, descendants_of, die_with, kill, kil
 
 WORKER_DIED = 3
 """The exit code of a run of which a worker died that could not be replaced; it may go on from its newest checkpoint."""
-LEFT_BEHIND_S = 5.0
-"""What a run's processes have after its end to end by themselves."""
+BY_THEMSELVES_S, WHEN_ASKED_S = 1.0, 5.0
+"""After a run's end its processes end by themselves within the first, and are asked to, or killed after the second."""
 BEFORE_IT_SAYS_S = 10.0
 """The grace of a run that has not read its configuration yet."""
 BEGAN_S = psutil.Process().create_time()
@@ -92,13 +92,13 @@ class _Watch:
             if self._fork() == 0:
                 return self._attempt(self._terms, again)
             code = self._wait()
+            if code < 0 and self._asked is None:
+                _tell(f"the run's process was killed by {signal.Signals(-code).name}")
             self._bury()
             if self._asked is not None:
                 return 128 + self._asked
             if code >= 0 and code != WORKER_DIED:
                 return code
-            if code < 0:
-                _tell(f"the run's process was killed by {signal.Signals(-code).name}")
             in_vain = 1 if self._terms.commits > commits else in_vain + 1
             left = self._terms.max_restarts - in_vain
             if left < 0:
@@ -142,11 +142,15 @@ class _Watch:
                 return os.waitstatus_to_exitcode(status)
 
     def _bury(self) -> None:
-        """Whatever the run has started and not ended."""
-        deadline = time.monotonic() + LEFT_BEHIND_S
+        """Whatever the run has started and not ended. Ray's agents outlive their node by a minute unless asked."""
+        began, asked = time.monotonic(), set[int]()
         while left := _unburied():
-            if self._is_hurried or time.monotonic() > deadline:
+            waited_s = time.monotonic() - began
+            if self._is_hurried or waited_s > WHEN_ASKED_S:
                 kill(left)
+            elif waited_s > BY_THEMSELVES_S:
+                kill(left - asked, with_signal=signal.SIGTERM)
+                asked |= left
             time.sleep(0.02)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

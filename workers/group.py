@@ -6,7 +6,8 @@ A worker becomes an actor here, where its bundle is known. Every wait has a dead
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -160,6 +161,11 @@ class TrainerGroup(WorkerGroup):
             self._raise_a_death(refs, verb=verb)
             raise
 
+    def raise_a_death(self) -> None:
+        """Raises WorkerDied where a rank is gone."""
+        if self._actors:
+            self._raise_a_death([ref for _, ref in self.ready()], verb="stand by")
+
     def _raise_a_death(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
         """Ray hears of a death a moment after the other ranks do."""
         answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_KNOWN_WITHIN_S, fetch_local=False)
@@ -182,6 +188,20 @@ class TrainerGroup(WorkerGroup):
 
     def reload(self) -> None:
         self.wait([actor.reload.remote() for actor in self._actors], verb="reload")
+
+
+@contextmanager
+def trainers_death_first(*groups: TrainerGroup) -> Iterator[None]:
+    """A block in which the error of a worker that missed a dead trainer (its memory, its answers) is told as that
+    death: the run may go on after it."""
+    try:
+        yield
+    except WorkerDied:
+        raise
+    except Exception:  # whatever it is; raised again unless a trainer is gone
+        for group in groups:
+            group.raise_a_death()
+        raise
 
 
 class StudentGroup(TrainerGroup):

@@ -24,6 +24,7 @@ from workers.group import (
     ReferenceGroup,
     RewardGroup,
     RolloutGroup,
+    trainers_death_first,
 )
 from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
@@ -157,7 +158,8 @@ def start_workers(
         groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
         took_s |= await_all(groups, roster, timeout_s=timeout_s, announce=announce)
         started(took_s)
-        yield workers
+        with trainers_death_first(workers.policy, workers.critic):
+            yield workers
 
 
 def policy_setup(team: TeamConfig) -> TrainerSetup:

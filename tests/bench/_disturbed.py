@@ -49,7 +49,8 @@ class Disturbed:
     mark: str
     lines: list[Line] = field(default_factory=list)
     births: dict[str, list[float]] = field(default_factory=dict)
-    """When each worker's processes began, as far as they lived for a moment."""
+    """When each worker's processes took up its name, as far as they lived for a moment: Ray has some ready before."""
+    _known: set[tuple[str, float]] = field(default_factory=set)
     _reader: threading.Thread | None = None
 
     @property
@@ -124,9 +125,10 @@ def _note_births(run: Disturbed) -> None:
     while run.process.poll() is None:
         for file in run.folder.glob("logs/*.where"):
             with contextlib.suppress(ValueError, FileNotFoundError):  # it is being written, or moved aside
-                began = run.births.setdefault(file.stem, [])
-                if (started_s := json.loads(file.read_text())["started_s"]) not in began:
-                    began.append(started_s)
+                process = (file.stem, json.loads(file.read_text())["started_s"])
+                if process not in run._known:
+                    run._known.add(process)
+                    run.births.setdefault(file.stem, []).append(file.stat().st_mtime)
         time.sleep(0.1)
 
 

@@ -16,14 +16,14 @@ from hosted import hosting_for
 from ray import ObjectRef
 
 from workers.failures import LOG_TAIL_LINES, WorkerFailed, WorkerTimeout
-from workers.group import Hosting, WorkerGroup
+from workers.group import Hosting, TrainerGroup, WorkerGroup, trainers_death_first
 from workers.placement import Place
 from workers.stopped import RunStopped, WorkerDied
 from workers.telling import telling_on_signal
 
 PLACES = tuple(
     Place(role=role, index=index, cpus=1.0, gpus=0.0)
-    for role, count in (("policy", 3), ("rollout", 1), ("reward", 1))
+    for role, count in (("policy", 3), ("rollout", 1), ("reward", 1), ("critic", 1))
     for index in range(count)
 )
 
@@ -144,6 +144,21 @@ def test_a_death_that_another_worker_waits_for_is_told_of_the_dead(policy: Fragi
     text = str(caught.value)
     assert text.startswith("policy 1 died while the run waited for the reward group to score a group: ")
     assert quotes_the_end_of(text, "merry") and "just line" not in text
+
+
+def test_an_error_of_a_worker_that_missed_a_dead_trainer_is_told_as_that_death(hosting: Hosting) -> None:
+    class FragileTrainers(TrainerGroup, FragileGroup):
+        pass
+
+    trainers = FragileTrainers(fragile(), hosting, role="critic", arguments=[("young",)])
+    ray.wait([ref for _, ref in trainers.ready()], timeout=60)
+    with pytest.raises(FileNotFoundError), trainers_death_first(trainers):
+        raise FileNotFoundError("/proc/1/fd/60")
+    trainers.call("die", 0)
+    with pytest.raises(WorkerDied) as caught, trainers_death_first(trainers):
+        raise FileNotFoundError("/proc/1/fd/60")
+    assert str(caught.value).startswith("critic 0 died while it was to stand by: ")
+    assert quotes_the_end_of(str(caught.value), "young")
 
 
 def test_who_does_not_answer_is_named(reward: FragileGroup) -> None:
