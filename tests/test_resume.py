@@ -48,8 +48,8 @@ SFT = (*SMALL, "algo=sft", "data=arithmetic_demos", "data.largest=9", "data.held
 
 @pytest.mark.parametrize(
     "stage",
-    [GRPO_HF, SFT, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (PPO_HF, GRPO))],
-    ids=["grpo-hf", "sft", "ppo-hf", "grpo-vllm"],
+    [SFT, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (GRPO_HF, PPO_HF, GRPO))],
+    ids=["sft", "grpo-hf", "ppo-hf", "grpo-vllm"],
 )
 def test_resumed_equals_never_stopped_and_another_run_is_refused(
     stage: tuple[str, ...], cluster: str, tmp_path: Path
