@@ -23,8 +23,10 @@ from workers.processes import adopt_orphans, descendants_of, die_with, kill, kil
 
 WORKER_DIED = 3
 """The exit code of a run of which a worker died that could not be replaced; it may go on from its newest checkpoint."""
-BY_THEMSELVES_S, WHEN_ASKED_S = 1.0, 5.0
-"""After a run's end its processes end by themselves within the first, and are asked to, or killed after the second."""
+LEFT_BEHIND_S = 5.0
+"""What a run's processes have after its end to end by themselves."""
+AGENTS_OF_RAY = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""They serve a node, outlive it by a minute, and hear no SIGTERM."""
 BEFORE_IT_SAYS_S = 10.0
 """The grace of a run that has not read its configuration yet."""
 BEGAN_S = psutil.Process().create_time()
@@ -142,15 +144,11 @@ class _Watch:
                 return os.waitstatus_to_exitcode(status)
 
     def _bury(self) -> None:
-        """Whatever the run has started and not ended. Ray's agents outlive their node by a minute unless asked."""
-        began, asked = time.monotonic(), set[int]()
+        """Whatever the run has started and not ended."""
+        deadline = time.monotonic() + LEFT_BEHIND_S
         while left := _unburied():
-            waited_s = time.monotonic() - began
-            if self._is_hurried or waited_s > WHEN_ASKED_S:
-                kill(left)
-            elif waited_s > BY_THEMSELVES_S:
-                kill(left - asked, with_signal=signal.SIGTERM)
-                asked |= left
+            is_over = self._is_hurried or time.monotonic() > deadline
+            kill(left if is_over else filter(_is_agent_of_ray, left))
             time.sleep(0.02)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
@@ -183,6 +181,13 @@ def _unburied() -> set[int]:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     return descendants_of(os.getpid())
+
+
+def _is_agent_of_ray(process: int) -> bool:
+    try:
+        return " ".join(psutil.Process(process).cmdline()).startswith(AGENTS_OF_RAY)
+    except psutil.Error:
+        return False
 
 
 def _tell(text: str) -> None:

@@ -67,10 +67,10 @@ def descendants_of(process: int) -> set[int]:
     return found
 
 
-def kill(processes: Iterable[int], *, with_signal: signal.Signals = signal.SIGKILL) -> None:
+def kill(processes: Iterable[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process, with_signal)
+            os.kill(process, signal.SIGKILL)
 
 
 def kill_group(leader: int) -> None:

@@ -9,7 +9,7 @@
 kills   SIGKILL at named points of every role (workers/crash_points.py) and, in every second run, at random moments to
         random roles; several a run. A kill counts when its witness is there: the process wrote down that it dies, or
         was seen alive and then dead. At its end each run is compared with one that nobody disturbed: weights, ledger,
-        tokens, metrics. Detected: from the kill to the new process, or to the line that tells of a death.
+        tokens, metrics. Detected: from the kill to the line that tells of a death, or to the worker in its place.
 stops   SIGTERM or Ctrl-C at random moments from the first import to the export; then the same command again, until the
         run is complete. Each must end within its grace, with the signal's exit code, and the end must be equal.
 soak    one long run, a fault every 20 seconds: are memory, processes, open files and speed what they were?
@@ -188,23 +188,27 @@ def _judge(found: Kills, run: Disturbed, deaths: Sequence[Death], whole: Path, *
         later = [line for line in run.lines if line.at_s >= death.at_s]
         done = [line.at_s for line in later if STEP.search(line.text)]
         found.recover_s += [done[0] - death.at_s] if done else []
-        told = _told_within(later, death) if death.point.startswith(("driver", "policy")) else _replaced(run, death)
-        found.detect_s += told[:1]
-        if told and told[0] > SLOW_S:
-            _say(f"{death.point} at {death.at_s:.1f}: noticed after {told[0]:.1f} s")
+        noticed_s = min([*_told(later, death), *_replaced(run, death)], default=None)
+        if noticed_s is None:  # its role ends with it: nobody asked for it any more
+            continue
+        found.detect_s.append(noticed_s)
+        if noticed_s > SLOW_S:
+            _say(f"{death.point} at {death.at_s:.1f}: noticed after {noticed_s:.1f} s")
             for line in later:
-                if line.at_s < death.at_s + told[0] + 1.0:
+                if line.at_s < death.at_s + noticed_s + 1.0:
                     _say(f"    {line.at_s - death.at_s:6.2f} s {line.text[:200]}")
 
 
-def _told_within(later: Sequence[Line], death: Death) -> list[float]:
-    marks = ("was killed by", " died while it was to")
+def _told(later: Sequence[Line], death: Death) -> list[float]:
+    """By the run, or by Ray, which asks the worker's replacement again."""
+    marks = ("was killed by", " died while it was to", "A worker died or was killed")
     return [line.at_s - death.at_s for line in later if any(mark in line.text for mark in marks)]
 
 
 def _replaced(run: Disturbed, death: Death) -> list[float]:
+    """A worker that was idle when it died."""
     began = run.births.get(death.point.partition("/")[0].replace(" ", "_"), [])
-    return sorted(started - death.at_s for started in began if started > death.at_s)
+    return [started - death.at_s for started in began if started > death.at_s]
 
 
 # ------------------------------------------------------------------ stops
