@@ -15,7 +15,7 @@ from tests.bench._disturbed import differences, draws
 pytestmark = pytest.mark.slow
 STEPS = 4
 COMMON = (
-    f"run.steps={STEPS}", "run.save_every_steps=1", "run.keep=0", "run.tensorboard=false",
+    f"run.steps={STEPS}", "run.save_every_steps=1", "run.keep_checkpoints=10", "run.tensorboard=false",
     "run.keep_rollouts_every_steps=1", "evaluation.every_steps=2", "evaluation.prompts=8", "train.schedule=cosine",
     "evaluation.samples_per_prompt=2",
 )  # fmt: skip
