@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
 MAY_CHANGE += ("reward.judge.max_running", "reward.judge.gpus", "train.ranks", "rollout.engines")
 """Settings that do not decide what is learned; the last two but for the order in which numbers are summed."""
+NO_STEP = -1
+"""The step last saved, where that came to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +102,6 @@ def save_models(folder: Path, config: Config, workers: Workers) -> None:
     workers.critic.save(folder)
     if config.algo.online and config.algo.reference_refresh.every_steps:
         workers.reference.save(folder)
-
-
-NO_STEP = -1
 
 
 def nothing_more(folder: Path) -> None:

@@ -48,9 +48,9 @@ class Disturbed:
     process: subprocess.Popen[str]
     mark: str
     lines: list[Line] = field(default_factory=list)
-    births: dict[str, list[float]] = field(default_factory=dict)
-    """When each worker's processes took up its name, as far as they lived for a moment: Ray has some ready before."""
-    _known: set[tuple[str, float]] = field(default_factory=set)
+    births: dict[str, dict[float, float]] = field(default_factory=dict)
+    """Of each worker, by when a process of its own began: when that took up its name, for Ray has some ready before.
+    As far as they lived for a moment."""
     _reader: threading.Thread | None = None
 
     @property
@@ -125,10 +125,8 @@ def _note_births(run: Disturbed) -> None:
     while run.process.poll() is None:
         for file in run.folder.glob("logs/*.where"):
             with contextlib.suppress(ValueError, FileNotFoundError):  # it is being written, or moved aside
-                process = (file.stem, json.loads(file.read_text())["started_s"])
-                if process not in run._known:
-                    run._known.add(process)
-                    run.births.setdefault(file.stem, []).append(file.stat().st_mtime)
+                started_s = json.loads(file.read_text())["started_s"]
+                run.births.setdefault(file.stem, {}).setdefault(started_s, file.stat().st_mtime)
         time.sleep(0.1)
 
 

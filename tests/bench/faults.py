@@ -207,8 +207,8 @@ def _told(later: Sequence[Line], death: Death) -> list[float]:
 
 def _replaced(run: Disturbed, death: Death) -> list[float]:
     """A worker that was idle when it died."""
-    began = run.births.get(death.point.partition("/")[0].replace(" ", "_"), [])
-    return [started - death.at_s for started in began if started > death.at_s]
+    born = run.births.get(death.point.partition("/")[0].replace(" ", "_"), {})
+    return [at_s - death.at_s for at_s in born.values() if at_s > death.at_s]
 
 
 # ------------------------------------------------------------------ stops

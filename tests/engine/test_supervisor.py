@@ -95,6 +95,23 @@ return 0
     assert ("killed by SIG" in output) == (how != "worker")
 
 
+def test_an_agent_of_ray_is_not_waited_for_as_the_runs_own_processes_are(tmp_path: Path) -> None:
+    """The run's own outlives the agent, and says so before its own time is up."""
+    attempt = """
+terms.agree(max_restarts=1, grace_s=5)
+if noted() == 2:
+    return 0
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+agent = subprocess.Popen(["ray::DashboardAgent", "-c", deaf], executable=sys.executable)
+own = "import os, sys, time\\nwhile os.path.exists(f'/proc/{sys.argv[1]}'): time.sleep(0.02)\\nopen(sys.argv[2], 'w')"
+subprocess.Popen([sys.executable, "-c", own, str(agent.pid), str(folder / "outlived")])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    exit_code, output = result(tmp_path, attempt)
+    assert exit_code == 0, output
+    assert (tmp_path / "outlived").exists()
+
+
 def test_restarts_in_vain_end_and_a_new_checkpoint_makes_them_start_over(tmp_path: Path) -> None:
     dies = "terms.agree(max_restarts=2, grace_s=5)\nif noted() == 2: terms.committed()\nreturn WORKER_DIED"
     assert result(tmp_path, dies)[0] == 3

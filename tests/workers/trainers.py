@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Of the trainer processes."""
 STACKS_SIGNAL, WRITTEN_WITHIN_S = signal.SIGUSR1, 2.0
+"""As in workers/stacks.py, which needs Ray."""
 
 
 def trainer_setup(
