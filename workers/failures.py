@@ -22,6 +22,8 @@ LOG_TAIL_LINES = 15
 LONGEST_LOG_LINE = 200
 INNERMOST_FRAMES, MOST_THREADS = 4, 3
 OWN_CODE, LIBRARIES = str(Path(__file__).resolve().parents[1]), "site-packages"
+LOOK_ROUND_EVERY_S = 1.0
+"""Whether a worker that nobody waits for is still there."""
 MOST_LOGS = 3
 """Logs that one message quotes, when many workers are late."""
 ACTOR_ID = re.compile(r"actor_id[=:] ?([0-9a-f]{32})")
@@ -64,16 +66,47 @@ class Roster:
         self._names: dict[str, str] = {}
         """By actor id."""
         self._waits: list[Wait] = []
+        self._signs: dict[ObjectRef, ActorHandle] = {}
+        """An empty call to each worker that nobody replaces: it fails when the worker dies, busy or idle."""
 
     @contextmanager
-    def waiting(self, refs: Sequence[ObjectRef], *, role: str, verb: str) -> Iterator[None]:
-        """A block that waits for these calls, for whoever asks meanwhile what the run waits for."""
+    def waiting(self, refs: Sequence[ObjectRef], *, role: str, verb: str, limit_s: float) -> Iterator[Iterator[float]]:
+        """A block that waits for these calls, for whoever asks meanwhile what the run waits for.
+
+        It is given seconds to wait for, again and again, which raise WorkerTimeout when they have become `limit_s`, and
+        between them WorkerDied where a worker is gone that nobody replaces: whoever is waited for may never need it.
+        """
         wait = Wait(refs=tuple(refs), role=role, verb=verb, began_s=time.monotonic())
         self._waits.append(wait)
         try:
-            yield
+            yield self._slices_s(wait, limit_s)
         finally:
             self._waits.remove(wait)
+
+    def _slices_s(self, wait: Wait, limit_s: float) -> Iterator[float]:
+        ends_s = wait.began_s + limit_s
+        yield min(LOOK_ROUND_EVERY_S, limit_s)
+        while (left_s := ends_s - time.monotonic()) > 0:
+            self._look_round(wait)
+            yield min(LOOK_ROUND_EVERY_S, left_s)
+        _, late = ray.wait(list(wait.refs), num_returns=len(wait.refs), timeout=0, fetch_local=False)
+        raise self.late(late, role=wait.role, verb=wait.verb, limit_s=limit_s)
+
+    def _look_round(self, wait: Wait) -> None:
+        if not self._signs:
+            return
+        given, _ = ray.wait(list(self._signs), num_returns=len(self._signs), timeout=0, fetch_local=False)
+        for sign in given:
+            actor = self._signs.pop(sign)
+            try:
+                ray.get(sign)
+            except RayActorError as error:
+                raise self.died(error, [sign], role=wait.role, verb=wait.verb) from None
+            self.watch(actor)
+
+    def watch(self, actor: ActorHandle) -> None:
+        """From now on a wait for whoever it may be ends when this worker dies."""
+        self._signs[actor.__ray_ready__.remote()] = actor
 
     def report(self) -> list[str]:
         """Who waits for whom since when, and what everybody is doing: a few lines, and a file for the rest."""
@@ -118,8 +151,9 @@ class Roster:
         return error.cause
 
     def died(self, error: RayActorError, refs: Sequence[ObjectRef], *, role: str, verb: str) -> RunStopped:
-        """For a worker whose constructor raised, and for one whose process is gone."""
+        """For a worker whose constructor raised, and for one whose process is gone. It is told once."""
         name = self._culprit(error, refs)
+        self._signs = {sign: actor for sign, actor in self._signs.items() if self._called(sign) != name}
         if error.actor_init_failed:
             lines = _traceback(error).splitlines()
             told = [f"{name} failed while {_doing(name, role, verb)}: {lines[-1]}", *lines[1:]]

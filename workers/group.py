@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,8 @@ class WorkerGroup:
         ]
         for name, actor in zip(self._names, self._actors, strict=True):
             hosting.roster.enlist(name, actor)
+            if not restarts:
+                hosting.roster.watch(actor)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -117,35 +119,39 @@ class WorkerGroup:
         Raises the worker's own error, WorkerFailed (its constructor's), WorkerDied or WorkerTimeout, with who it was
         and the last lines of its log.
         """
-        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
+        roster = self._hosting.roster
         try:
-            with roster.waiting(refs, role=self.role, verb=verb):
-                return ray.get(list(refs), timeout=limit_s)
-        except GetTimeoutError:
-            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s) from None
+            with self._waiting(refs, verb) as slices_s:
+                for slice_s in slices_s:
+                    try:
+                        return ray.get(list(refs), timeout=slice_s)
+                    except GetTimeoutError:
+                        continue
         # Before RayTaskError: a call whose arguments died with another worker raises what is both.
         except RayActorError as error:
             raise roster.died(error, refs, role=self.role, verb=verb) from None
         except RayTaskError as error:
             raise roster.raised(error, refs, role=self.role, verb=verb) from None
+        raise AssertionError("a wait ends with an answer or an error")
 
     def wait_for_one(self, refs: Sequence[ObjectRef], *, verb: str) -> int:
-        """Which of the answers is there first. Raises WorkerTimeout."""
-        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
-        with roster.waiting(refs, role=self.role, verb=verb):
-            ready, late = ray.wait(list(refs), num_returns=1, timeout=limit_s, fetch_local=False)
-        if not ready:
-            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
-        return list(refs).index(ready[0])
+        """Which of the answers is there first. Raises WorkerDied and WorkerTimeout."""
+        return list(refs).index(self._there(refs, wanted=1, verb=verb)[0])
 
     def wait_there(self, refs: Sequence[ObjectRef], *, verb: str) -> None:
         """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
-        limit_s, roster = self._hosting.call_timeout_s, self._hosting.roster
-        with roster.waiting(refs, role=self.role, verb=verb):
-            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=limit_s, fetch_local=False)
-        if late:
-            raise roster.late(late, role=self.role, verb=verb, limit_s=limit_s)
+        self._there(refs, wanted=len(refs), verb=verb)
+
+    def _there(self, refs: Sequence[ObjectRef], *, wanted: int, verb: str) -> list[ObjectRef]:
+        with self._waiting(refs, verb) as slices_s:
+            for slice_s in slices_s:
+                ready, _ = ray.wait(list(refs), num_returns=wanted, timeout=slice_s, fetch_local=False)
+                if len(ready) == wanted:
+                    return ready
+        raise AssertionError("a wait ends with an answer or an error")
+
+    def _waiting(self, refs: Sequence[ObjectRef], verb: str) -> AbstractContextManager[Iterator[float]]:
+        return self._hosting.roster.waiting(refs, role=self.role, verb=verb, limit_s=self._hosting.call_timeout_s)
 
 
 class TrainerGroup(WorkerGroup):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from workers.group import WorkerGroup
 from workers.judge_endpoint import JudgeEndpoint
-from workers.stopped import RunStopped
+from workers.stopped import RunStopped, WorkerDied
 
 
 class JudgeServerGroup(WorkerGroup):
@@ -23,6 +23,8 @@ class JudgeServerGroup(WorkerGroup):
         more; where the block itself stops the run, that is a note to it."""
         try:
             yield
+        except WorkerDied:  # its own death, or one that it has no part in
+            raise
         except RunStopped as stopped:
             try:
                 self._check()

@@ -31,16 +31,15 @@ def await_all(
         return {}
     announce(f"starting {', '.join(name for _, name in waiting.values())}")
     began, took_s = time.monotonic(), {}
-    while waiting:
-        left_s = max(0.0, began + timeout_s - time.monotonic())
-        with roster.waiting(list(waiting), role="whole", verb="start"):
-            ready, late = ray.wait(list(waiting), num_returns=1, timeout=left_s)
-        if not ready:
-            raise roster.late(late, role="whole", verb="start", limit_s=timeout_s)
-        group, name = waiting.pop(ready[0])
-        group.wait(ready, verb="start")
-        took_s[group.role] = time.monotonic() - began
-        announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
+    with roster.waiting(list(waiting), role="whole", verb="start", limit_s=timeout_s) as slices_s:
+        for slice_s in slices_s:
+            for ref in ray.wait(list(waiting), num_returns=1, timeout=slice_s)[0]:
+                group, name = waiting.pop(ref)
+                group.wait([ref], verb="start")
+                took_s[group.role] = time.monotonic() - began
+                announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
+            if not waiting:
+                break
     return took_s
 
 

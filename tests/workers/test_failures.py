@@ -50,6 +50,9 @@ def fragile() -> type:
         def die(self) -> None:
             os._exit(3)
 
+        def rest(self) -> None:
+            time.sleep(3.5)  # longer than a call may take
+
         def hang(self) -> None:
             time.sleep(60)
 
@@ -159,6 +162,21 @@ def test_an_error_of_a_worker_that_missed_a_dead_trainer_is_told_as_that_death(h
         raise FileNotFoundError("/proc/1/fd/60")
     assert str(caught.value).startswith("critic 0 died while it was to stand by: ")
     assert quotes_the_end_of(str(caught.value), "young")
+
+
+def test_a_trainer_that_dies_while_nobody_waits_for_it_ends_the_wait_for_another(
+    hosting: Hosting, reward: FragileGroup
+) -> None:
+    idle = started(hosting, "critic", "idle")
+    resting, dying = reward.call("rest", 0), idle.call("die", 0)
+    with pytest.raises(WorkerDied) as caught:
+        reward.wait([resting], verb="score a group")
+    assert str(caught.value).startswith("critic 0 died while the run waited for the reward group to score a group: ")
+    assert quotes_the_end_of(str(caught.value), "idle")
+    # Told once: whoever cleans up after it may wait.
+    reward.wait([resting], verb="score a group")
+    with pytest.raises(WorkerDied):
+        idle.wait([dying], verb="update")
 
 
 def test_who_does_not_answer_is_named(reward: FragileGroup) -> None:
