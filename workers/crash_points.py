@@ -1,8 +1,9 @@
 """Named places where a process of a run can be made to die, to prove that nothing is lost when one does.
 
-Nothing happens unless `HELIOSTAT_CRASHES` names a file: a JSON list of crashes, `{"point", "skip"}` each. They come one
-after the other: the first process that reaches the point of the first one, after `skip` times, writes down that it did,
-in `<file>.<number>`, and kills itself; from then on the second one is due. Points are called
+Nothing happens unless `HELIOSTAT_CRASHES` names a file: a JSON list of crashes, `{"point", "skip", "dies"}` each. They
+come one after the other: the first process that reaches the point of the first one, after `skip` times, writes down
+that it did, in `<file>.<number>`, and kills itself; from then on the second one is due. Where `dies` is false it goes
+on, and whoever looks for what it wrote may disturb the run there in another way. Points are called
 
     <worker>/<verb>/begin|end    policy 0/update/end        in the worker's process
     driver/<phase>/begin|end     driver/generate/begin      in the run's own
@@ -31,8 +32,9 @@ class Crash:
     point: str
     skip: int
     """Times that the point is passed first, in the process that dies and since the crash before this one."""
+    dies: bool
     witness: Path
-    """Written by the process that died there."""
+    """Written by the process that came there."""
 
 
 @contextmanager
@@ -48,7 +50,9 @@ def crash_point(name: str) -> None:
     for crash in _crashes():
         if not crash.witness.exists():
             if crash.point == name and _passed(crash) == crash.skip:
-                _die(crash)
+                _bear_witness(crash)
+                if crash.dies:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return
 
 
@@ -58,7 +62,7 @@ def _crashes() -> tuple[Crash, ...]:
     if not file:
         return ()
     return tuple(
-        Crash(point=crash["point"], skip=crash["skip"], witness=Path(f"{file}.{number}"))
+        Crash(point=crash["point"], skip=crash["skip"], dies=crash["dies"], witness=Path(f"{file}.{number}"))
         for number, crash in enumerate(json.loads(Path(file).read_text()))
     )
 
@@ -73,6 +77,5 @@ def _passed(crash: Crash) -> int:
     return before
 
 
-def _die(crash: Crash) -> None:
+def _bear_witness(crash: Crash) -> None:
     crash.witness.write_text(json.dumps({"point": crash.point, "pid": os.getpid(), "at_s": time.time()}))
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,8 @@ kills   SIGKILL at named points of every role (workers/crash_points.py) and, in 
         random roles; several a run. A kill counts when its witness is there: the process wrote down that it dies, or
         was seen alive and then dead. At its end each run is compared with one that nobody disturbed: weights, ledger,
         tokens, metrics. Detected: from the kill to the line that tells of a death, or to the worker in its place.
-stops   SIGTERM or Ctrl-C at random moments from the first import to the export; then the same command again, until the
-        run is complete. Each must end within its grace, with the signal's exit code, and the end must be equal.
+stops   SIGTERM or Ctrl-C, of every run one in each phase (PHASES); after each the same command again, at last to its
+        end. Each must end within its grace, with the signal's exit code, and the run must end as the undisturbed one.
 soak    one long run, a fault every 20 seconds: are memory, processes, open files and speed what they were?
 
 A nano policy; `--engine hf` decodes with transformers, which is there in a second. Slices add to one JSON.
@@ -58,6 +58,16 @@ SETTINGS = (
 PATIENCE_S = 900.0
 SLOW_S = 5.0
 """To notice a death: what the run said meanwhile is then shown."""
+AT_START = ("import", "start")
+AT_POINTS = {
+    "generate": "driver/generate/begin", "judge": "reward 0/score/begin", "update": "policy 0/update/begin",
+    "measure": "driver/measure/begin", "save": "driver/save/begin", "commit": "driver/commit/rename",
+}  # fmt: skip
+PHASES = (*AT_START, *AT_POINTS)
+"""When a run is asked to stop: while it imports, while Ray and the workers start, or at these points."""
+STOPPED_WITHIN_S = 0.05
+"""Of such a point, at random."""
+GRACE_S = 30.0
 SOAK_FAULT_EVERY_S = 20.0
 
 
@@ -145,7 +155,8 @@ def _killed_at_points(
     settings: Sequence[str], wanted: int, chance: random.Random, *, folder: Path, name: str
 ) -> tuple[Disturbed, list[Death]]:
     plan = folder / f"{name}.json"
-    plan.write_text(json.dumps([{"point": _point(chance), "skip": chance.randrange(2)} for _ in range(wanted)]))
+    deaths = [{"point": _point(chance), "skip": chance.randrange(2), "dies": True} for _ in range(wanted)]
+    plan.write_text(json.dumps(deaths))
     run = start(settings, folder=folder, name=name, environment={CRASHES_ENV: str(plan)})
     run.wait(timeout_s=PATIENCE_S)
     witnesses = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{plan.name}.*"))]
@@ -216,61 +227,67 @@ def _replaced(run: Disturbed, death: Death) -> list[float]:
 
 def stops(engine: str, trials: int, *, seed: int, folder: Path) -> Stops:
     found, chance = Stops(), random.Random(seed)
-    settings = (*SETTINGS, f"rollout.engine={engine}", "run.steps=12", "run.grace_s=30")
+    settings = (*SETTINGS, f"rollout.engine={engine}", "run.steps=20", f"run.grace_s={GRACE_S:g}")
+    began_s = time.time()
     whole = start(settings, folder=folder, name="whole")
-    began = time.monotonic()
     if whole.wait(timeout_s=PATIENCE_S):
         raise SystemExit(f"the undisturbed run failed:\n{whole.output}")
-    lasts_s = time.monotonic() - began
+    imported_s, started_s = (
+        next(line.at_s for line in whole.lines if mark in line.text) for mark in ("starting Ray", "everybody is ready")
+    )
+    took_s = {"import": imported_s - began_s, "start": started_s - imported_s}
     while found.trials < trials:
-        name, code = f"stops_{found.runs}", -1
-        while code != 0:
-            run = start(settings, folder=folder, name=name)
-            number = chance.choice((signal.SIGTERM, signal.SIGINT))
-            if found.trials < trials:
-                _stop(run, number, after_s=chance.uniform(0.0, lasts_s), found=found)
-            code = run.wait(timeout_s=PATIENCE_S)
-            found.left_over += len(run.left_over())
-            if code not in (0, 128 + number):
-                raise SystemExit(f"exit code {code} after {number.name}:\n{run.output}")
+        name = f"stops_{found.runs}"
+        for phase in chance.sample(PHASES, len(PHASES)):
+            plan = folder / f"{name}_{phase}.json"
+            point = [{"point": AT_POINTS[phase], "skip": chance.randrange(2), "dies": False}] * (phase in AT_POINTS)
+            plan.write_text(json.dumps(point))
+            run = start(settings, folder=folder, name=name, environment={CRASHES_ENV: str(plan)})
+            if phase == "import":
+                time.sleep(chance.uniform(0.0, took_s[phase]))
+            elif phase == "start":
+                _until(run, lambda run=run: any("starting Ray" in line.text for line in run.lines))
+                time.sleep(chance.uniform(0.0, took_s[phase]))
+            else:
+                _until(run, Path(f"{plan}.0").exists)
+                time.sleep(chance.uniform(0.0, STOPPED_WITHIN_S))
+            _stop(run, chance.choice((signal.SIGTERM, signal.SIGINT)), phase, found)
+        run = start(settings, folder=folder, name=name)
+        if run.wait(timeout_s=PATIENCE_S):
+            raise SystemExit(f"it did not go on to its end:\n{run.output}")
+        found.left_over += len(run.left_over())
         found.runs += 1
-        told = differences(whole.folder, folder / name, engine=engine)
+        told = differences(whole.folder, run.folder, engine=engine)
         found.unequal += told
         found.equal_runs += not told
         _say(f"{name}: {found.trials} stops so far, {found.equal_runs} of {found.runs} runs equal")
-        shutil.rmtree(folder / name)
+        shutil.rmtree(run.folder)
     return found
 
 
-def _stop(run: Disturbed, number: signal.Signals, *, after_s: float, found: Stops) -> None:
-    """A run that is complete before that is no trial."""
-    deadline = time.monotonic() + after_s
-    while time.monotonic() < deadline and run.process.poll() is None:
-        time.sleep(0.01)
-    if run.process.poll() is not None:
-        return
-    phase = _phase(run)
+def _until(run: Disturbed, came: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not came():
+        if run.process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the run never came to where it was to be stopped:\n{run.output}")
+        time.sleep(0.002)
+
+
+def _stop(run: Disturbed, number: signal.Signals, phase: str, found: Stops) -> None:
     began = time.monotonic()
     run.process.send_signal(number)
     code = run.wait(timeout_s=PATIENCE_S)
     took_s = time.monotonic() - began
-    if code == 0 and "the model is in" in run.output:
-        return  # its last moment
+    found.left_over += len(run.left_over())
     found.trials += 1
     found.took_s.append(took_s)
-    found.in_time += took_s < 30.0
-    found.right_code += code == 128 + number
+    found.in_time += took_s < GRACE_S
+    # Before the command has looked at its first line, Python dies of the signal itself: the same to a shell.
+    is_right = code in (128 + number, -number)
+    found.right_code += is_right
     found.by_phase[phase] += 1
-
-
-def _phase(run: Disturbed) -> str:
-    """By the last line that it printed."""
-    text = run.lines[-1].text if run.lines else ""
-    if not text:
-        return "import"
-    if STEP.search(text) or "saved" in text or "held out" in text or "ready" in text:
-        return "steps"
-    return "start"
+    if not is_right:
+        _say(f"exit code {code} after {number.name} in {phase}:\n{run.output[-2000:]}")
 
 
 # ------------------------------------------------------------------ soak
@@ -393,7 +410,7 @@ def show(measured: dict[str, list[dict[str, object]]]) -> None:
     for one in measured.get("stops", []):
         took = one["took_s"]
         console.print(
-            f"stops: {one['trials']}, with the right exit code {one['right_code']}, within 30 s {one['in_time']} "
+            f"stops: {one['trials']}, with the right exit code {one['right_code']}, in time {one['in_time']} "
             f"(median {quantile(took, 0.5):.1f} s, longest {max(took, default=0):.1f} s), left over "
             f"{one['left_over']}; {one['equal_runs']} of {one['runs']} runs equal; {one['by_phase']}"
         )
