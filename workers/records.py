@@ -1,9 +1,12 @@
 """The records that travel between the engine and its workers: one fact a stage, complete when made.
 
-    Prompt --generate--> Rollout --score--> ScoredRollout --collate--> Batch --credit--> Experience --loss--> Loss
-                                            (siblings: Group)            |
-                                                                   ModelOutputs, Credit
+    GroupRequest --generate--> Group --score--> GroupSummary --deal--> Update
+                                 |  its Rollouts                          |  its Rows: responses, with their rewards
+                                 +---------------- collate ---------------+--> Batch --credit--> Experience --> Loss
+                                                                                 |
+                                                                          ModelOutputs, Credit
 
+A group stays where it was made until trainers read it; its summary and the rows are all that the driver sees.
 Tensor and array suffixes: `B` responses, `T` token positions of a response (right-padded), `G` siblings of a group.
 """
 
