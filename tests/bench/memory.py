@@ -2,7 +2,7 @@
 
     python -m tests.bench.memory                       # a table
     python -m tests.bench.memory --json memory.json    # the same as JSON; --json alone prints it
-    python -m tests.bench.memory --tokens 2048 --pairs 3
+    python -m tests.bench.memory --tokens 2048 --pairs 3 --dtype float32
 
 Each figure is of a process of its own, from the hidden states of a batch to its log-probs and entropies, and back to
 the gradients of both the hidden states and the head. Memory is what the pass adds at its peak beside the gradients that
@@ -33,6 +33,7 @@ from workers.linear_logprobs import Term, linear_logprobs
 SEED, THREADS, TEMPERATURE = 0, 1, 1.0
 MIB = 1 << 20
 CHECKED_TOKENS = 300
+DTYPES = ("float32", "bfloat16")
 MOST_DIFFERENCE = 1e-5
 """Of log-probs in float32; of gradients, relative to the largest."""
 
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--room", type=int, default=2048, help="tokens whose logits have room several times over")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--dtype", choices=DTYPES, help="one of them (default: both)")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -239,10 +241,12 @@ def main() -> None:
     found = [
         compared(head, dtype, asked.pairs, asked.tokens, asked.room, backward=backward)
         for head in HEADS
-        for dtype in ("float32", "bfloat16")
+        for dtype in DTYPES
+        if asked.dtype in (None, dtype)
         for backward in (False, True)
     ]
-    origin = {"command": "python -m tests.bench.memory", "git": git_version(), "seed": SEED, "threads": THREADS}
+    command = " ".join(["python -m tests.bench.memory", *sys.argv[1:]])
+    origin = {"command": command, "git": git_version(), "seed": SEED, "threads": THREADS}
     tell(origin | {"differences": differences, "cases": [asdict(c) for c in found]}, asked.json, lambda: show(found))
 
 
