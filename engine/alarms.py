@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.history import History
 from engine.metrics import NOT_PARTS
 from workers.records import Metrics
 from workers.stopped import RunStopped
@@ -85,27 +86,54 @@ class Change:
         return self.before - self.after >= least and self.errors <= -SURE
 
 
-def alarms(history: Sequence[Metrics], *, responses: Path) -> tuple[Alarm, ...]:
-    """The signs that hold after the newest step. `history`: the metrics of every step so far, in order; `responses`:
-    where those of the newest one are."""
-    found = ((sign.__name__.lstrip("_"), sign(history)) for sign in SIGNS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The metrics of every step so far."""
+
+    before: History
+    newest: Metrics
+
+    def values(self, name: str) -> np.ndarray:
+        """Of the steps that have it."""
+        earlier = self.before.values(name)
+        return np.append(earlier, self.newest[name]) if name in self.newest else earlier
+
+    def finite(self, name: str) -> np.ndarray:
+        values = self.values(name)
+        return values[np.isfinite(values)]
+
+    def change_of(self, name: str) -> Change | None:
+        """None before there are two windows of steps that have it."""
+        return change_of(self.finite(name))
+
+    def newest_mean(self, name: str) -> float | None:
+        """Over the newest window; None where that is not full."""
+        rows = [*self.before.newest(WINDOW - 1), self.newest]
+        values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
+        return float(np.mean(values)) if len(values) == WINDOW else None
+
+
+def alarms(before: History, newest: Metrics, *, responses: Path) -> tuple[Alarm, ...]:
+    """The signs that hold after the newest step. `before`: all others; `responses`: where those of the newest one
+    are."""
+    seen = Seen(before=before, newest=newest)
+    found = ((sign.__name__.lstrip("_"), sign(seen)) for sign in SIGNS)
     of_reward = tuple(
         Alarm(name=name, told=told, look_at=str(responses), mend="the reward")
         for name, told in found
         if told is not None
     )
-    return (*of_reward, *_memory(history))
+    return (*of_reward, *_memory(seen))
 
 
-def begun(history: Sequence[Metrics], holding: Sequence[Alarm]) -> tuple[Alarm, ...]:
-    """Those of `holding` that are new: no step of the last window had them. `history`: without the newest step."""
-    recent = history[-WINDOW:]
+def begun(before: History, holding: Sequence[Alarm]) -> tuple[Alarm, ...]:
+    """Those of `holding` that are new: no step of the window before had them."""
+    recent = before.newest(WINDOW)
     return tuple(alarm for alarm in holding if not any(alarm.metric in row for row in recent))
 
 
-def change_of(history: Sequence[Metrics], name: str) -> Change | None:
-    """None before there are two windows of steps that have it."""
-    values = np.array([row[name] for row in history if name in row and math.isfinite(row[name])])
+def change_of(values: np.ndarray) -> Change | None:
+    """None before there are two windows."""
     if len(values) < 2 * WINDOW:
         return None
     first, last = values[:WINDOW], values[-WINDOW:]
@@ -158,10 +186,10 @@ def steady_rise(resident: np.ndarray) -> Rise | None:
 # ---------------------------------------------------------------------------- the signs
 
 
-def _length(history: Sequence[Metrics]) -> str | None:
+def _length(seen: Seen) -> str | None:
     """The reward rises with the length of responses, or with their shortness: much of what reward models teach is
     length (2310.03716), and some normalisations of the loss reward it by themselves (2503.20783)."""
-    reward, length = change_of(history, "reward/mean"), change_of(history, "response_length/mean")
+    reward, length = seen.change_of("reward/mean"), seen.change_of("response_length/mean")
     if reward is None or length is None or reward.errors < SURE:
         return None
     grows = length.rises((LENGTH_FACTOR - 1) * length.before)
@@ -171,67 +199,62 @@ def _length(history: Sequence[Metrics]) -> str | None:
     return f"the reward went {_from_to(reward)} while responses went {_from_to(length, '.1f')} tokens"
 
 
-def _repetition(history: Sequence[Metrics]) -> str | None:
+def _repetition(seen: Seen) -> str | None:
     """Responses repeat themselves more, as they do where a reward is optimised past its meaning (2009.01325)."""
-    change = change_of(history, "response/repetition")
+    change = seen.change_of("response/repetition")
     if change is None or not change.rises(SHARE_CHANGE):
         return None
     return f"the share of a response that repeats what stands in it went {_from_to(change, '.0%')}"
 
 
-def _parts_apart(history: Sequence[Metrics]) -> str | None:
+def _parts_apart(seen: Seen) -> str | None:
     """A part of the reward rises while another falls: a proxy is learned at the cost of what is meant (2201.03544)."""
-    changes = {name: change for name in _parts(history) if (change := change_of(history, name)) is not None}
-    rising = [name for name, change in changes.items() if change.rises(_least(history, name))]
-    falling = [name for name, change in changes.items() if change.falls(_least(history, name))]
+    changes = {name: change for name in _parts(seen) if (change := seen.change_of(name)) is not None}
+    rising = [name for name, change in changes.items() if change.rises(_least(seen, name))]
+    falling = [name for name, change in changes.items() if change.falls(_least(seen, name))]
     if not rising or not falling:
         return None
     told = [f"{name} went {_from_to(changes[name])}" for name in (*rising, *falling)]
     return ", ".join(told)
 
 
-def _same_text(history: Sequence[Metrics]) -> str | None:
+def _same_text(seen: Seen) -> str | None:
     """One text is rewarded whatever was asked, as judges reward "Thought process:" (2507.08794)."""
-    mean = _newest(history, "response/repeated_across_prompts")
+    mean = seen.newest_mean("response/repeated_across_prompts")
     if mean is None or mean < SAME_TEXT_SHARE:
         return None
     return f"{mean:.0%} of the rewarded responses have a text that is also rewarded under a prompt with another answer"
 
 
-def _truncated(history: Sequence[Metrics]) -> str | None:
+def _truncated(seen: Seen) -> str | None:
     """More responses are cut off, and what judges them has not seen their end (2503.14476)."""
-    change = change_of(history, "response_length/truncated_share")
+    change = seen.change_of("response_length/truncated_share")
     if change is None or not change.rises(SHARE_CHANGE):
         return None
     return f"the share of responses that are cut off went {_from_to(change, '.0%')}"
 
 
-def _unjudged(history: Sequence[Metrics]) -> str | None:
+def _unjudged(seen: Seen) -> str | None:
     """More responses escape judgement: they are left out of training, and so is what they should have taught."""
-    change = change_of(history, "reward/unjudged_share")
+    change = seen.change_of("reward/unjudged_share")
     if change is None or not change.rises(UNJUDGED_CHANGE):
         return None
     return f"the share of responses that could not be judged went {_from_to(change, '.1%')}"
 
 
-def _uniform(history: Sequence[Metrics]) -> str | None:
+def _uniform(seen: Seen) -> str | None:
     """All siblings score the same: the reward says nothing any more, be it because the policy found what always pays,
     because it can do all, or because it can do nothing (2503.14476)."""
-    mean = _newest(history, "reward/uniform_groups_share")
+    mean = seen.newest_mean("reward/uniform_groups_share")
     if mean is None or mean < UNIFORM_SHARE:
         return None
     return f"in {mean:.0%} of the groups all responses have the same score, so nothing is learned from them"
 
 
-def _memory(history: Sequence[Metrics]) -> Iterator[Alarm]:
+def _memory(seen: Seen) -> Iterator[Alarm]:
     """Processes hold more and more: at that rate, some day, more than there is."""
-    newest = history[-1] if history else {}
-    roles = {found[1]: found[0] for name in newest if (found := RESIDENT.fullmatch(name))}
-    rises = {
-        role: rise
-        for role, name in roles.items()
-        if (rise := steady_rise(np.array([row[name] for row in history if name in row]))) is not None
-    }
+    roles = {found[1]: found[0] for name in seen.newest if (found := RESIDENT.fullmatch(name))}
+    rises = {role: rise for role, name in roles.items() if (rise := steady_rise(seen.values(name))) is not None}
     told = [
         f"{role} went from {rise.before:.2f} to {rise.after:.2f} GiB in {rise.steps} steps "
         f"({rise.per_100_steps:.2f} GiB per 100 steps)"
@@ -246,7 +269,7 @@ def _memory(history: Sequence[Metrics]) -> Iterator[Alarm]:
         )
 
 
-SIGNS: tuple[Callable[[Sequence[Metrics]], str | None], ...] = (
+SIGNS: tuple[Callable[[Seen], str | None], ...] = (
     _length,
     _repetition,
     _parts_apart,
@@ -258,19 +281,12 @@ SIGNS: tuple[Callable[[Sequence[Metrics]], str | None], ...] = (
 """Of a hacked reward; an alarm is called as its function."""
 
 
-def _newest(history: Sequence[Metrics], name: str) -> float | None:
-    """Its mean over the newest window; None where that is not full."""
-    values = [row[name] for row in history[-WINDOW:] if name in row and math.isfinite(row[name])]
-    return float(np.mean(values)) if len(values) == WINDOW else None
+def _parts(seen: Seen) -> Iterator[str]:
+    yield from (name for name in seen.newest if name.startswith("reward/") and name not in NOT_PARTS)
 
 
-def _parts(history: Sequence[Metrics]) -> Iterator[str]:
-    newest = history[-1] if history else {}
-    yield from (name for name in newest if name.startswith("reward/") and name not in NOT_PARTS)
-
-
-def _least(history: Sequence[Metrics], name: str) -> float:
-    return PART_CHANGE * max(abs(row[name]) for row in history if name in row)
+def _least(seen: Seen, name: str) -> float:
+    return PART_CHANGE * float(np.abs(seen.finite(name)).max())
 
 
 def _from_to(change: Change, form: str = ".3f") -> str:

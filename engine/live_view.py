@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.curves import plot, sparkline
+from engine.history import History
 from workers.records import Metrics
 
 RECENT = 10
@@ -55,7 +56,8 @@ class Shown:
 
     Example:
         Shown(name="grpo-nano-arithmetic", steps=50, elapsed_s=72.0, since_step_s=0.3, doing="generate", doing_s=0.3,
-              done=({"step": 1, "reward/mean": 0.31, "time/step_s": 1.4, "time/generate_s": 0.9},), held_out=())
+              done=History.of([(1, {"reward/mean": 0.31, "time/step_s": 1.4, "time/generate_s": 0.9})]),
+              held_out=History())
     """
 
     name: str
@@ -67,20 +69,25 @@ class Shown:
     """Since the last finished step, or since the first one began."""
     doing: str
     doing_s: float
-    done: tuple[Metrics, ...]
-    """The metrics of every finished step, each with its number as `step`."""
-    held_out: tuple[Metrics, ...]
-    """The results on held-out rows, in order."""
+    done: History
+    """Every finished step."""
+    held_out: History
+    """The results on held-out rows."""
 
     @property
     def step(self) -> int:
         """Steps done."""
-        return int(self.done[-1]["step"]) if self.done else 0
+        return self.done.last_step
+
+    @property
+    def newest(self) -> Metrics:
+        """Of the last step that is done."""
+        return self.done.newest(1)[0]
 
     @property
     def left_s(self) -> float:
         """Until the last step's end, at the mean pace of the recent steps; NaN before there is one."""
-        pace_s = mean_of_recent(self.done, "time/step_s")
+        pace_s = mean_of_recent(self.done.newest(RECENT), "time/step_s")
         ahead = self.steps - self.step
         return max(ahead - 1, 0) * pace_s + (max(pace_s - self.since_step_s, 0.0) if ahead else 0.0)
 
@@ -97,7 +104,7 @@ class LiveView:
 
 def draw(shown: Shown, *, width: int, height: int) -> RenderableType:
     """At most `width` columns and `height` - 2 lines, so that what was said before stays in sight."""
-    if not shown.done:
+    if not len(shown.done):
         return _ticker(shown)
     inner, room = width - 4, height - 4  # without the frame, and two lines of the terminal
     if inner < NARROW or room < 2:
@@ -124,8 +131,8 @@ def draw(shown: Shown, *, width: int, height: int) -> RenderableType:
 
 
 def mean_of_recent(rows: Sequence[Metrics], name: str) -> float:
-    """Over the last few rows that have it; NaN when none has."""
-    values = [row[name] for row in rows[-RECENT:] if name in row and math.isfinite(row[name])]
+    """Over those that have it; NaN when none has."""
+    values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
     return float(np.mean(values)) if values else math.nan
 
 
@@ -152,7 +159,7 @@ def _ticker(shown: Shown) -> Text:
 
 def _one_line(shown: Shown) -> Text:
     label, name = _large(shown)
-    told = f"step {shown.step}/{shown.steps}  {label} {_value(shown.done[-1], name, '.3f')}  {clock(shown.left_s)} left"
+    told = f"step {shown.step}/{shown.steps}  {label} {_value(shown.newest, name, '.3f')}  {clock(shown.left_s)} left"
     return Text(f"{told}  {shown.doing}", overflow="ellipsis", no_wrap=True)
 
 
@@ -174,48 +181,48 @@ def _progress(shown: Shown, width: int) -> RenderableType:
 def _curve(shown: Shown, width: int, rows: int) -> list[Text]:
     """The large curve with its title, its scale and its steps: `rows` + 2 lines."""
     label, name = _large(shown)
-    points = [(row["step"], row[name]) for row in shown.done if name in row and math.isfinite(row[name])]
+    seen = shown.done.values(name)
+    steps, values = shown.done.steps(name)[np.isfinite(seen)], seen[np.isfinite(seen)]
     plot_width = width - FIGURES_WIDTH - _trend_width(width) - 3
-    title = Text.assemble((label, STRONG), f" {_value(shown.done[-1], name, '.3f')}")
-    if not points:
+    title = Text.assemble((label, STRONG), f" {_value(shown.newest, name, '.3f')}")
+    if not len(values):
         return [title]
-    values = [value for _, value in points]
-    low, high = min(values), max(values)
+    low, high = values.min(), values.max()
     scale = [f"{high:.3f}", *[""] * (rows - 2), f"{low:.3f}"]
     margin = max(len(text) for text in scale)
-    plotted = plot(values, width=plot_width - margin - 2, rows=rows)
+    plotted = plot(values.tolist(), width=plot_width - margin - 2, rows=rows)
     lines = [
         Text.assemble((f"{text:>{margin}} ", QUIET), ("┤" if text else "│", QUIET), (line, colour))
         for text, line, colour in zip(scale, plotted, _colours(rows), strict=True)
     ]
-    first, last = f"step {points[0][0]:.0f}", f"{points[-1][0]:.0f}"
-    steps = first + last.rjust(max(plot_width - margin - 2 - len(first), len(last) + 1))
-    return [title, *lines, Text(" " * (margin + 2) + steps, style=QUIET)]
+    first, last = f"step {steps[0]:.0f}", f"{steps[-1]:.0f}"
+    numbers = first + last.rjust(max(plot_width - margin - 2 - len(first), len(last) + 1))
+    return [title, *lines, Text(" " * (margin + 2) + numbers, style=QUIET)]
 
 
 def _figures(shown: Shown, width: int) -> list[Text]:
     """One line for each figure: its name, its last value, and, in a wide terminal, how it came there."""
     lines = []
     for label, name, form in FIGURES:
-        rows = [row for row in (shown.held_out if name.startswith("held_out/") else shown.done) if name in row]
-        if rows:
-            value = _value(rows[-1], name, form)
+        values = (shown.held_out if name.startswith("held_out/") else shown.done).values(name)
+        if len(values):
+            value = format(values[-1], form)
             line = Text.assemble((f"{label:<12}", QUIET), (f"{value:>{FIGURES_WIDTH - 12}}", STRONG))
-            if _trend_width(width) and len(rows) > 1:
-                line.append(" " + sparkline([row[name] for row in rows], width=TREND_WIDTH), style=BAR)
+            if _trend_width(width) and len(values) > 1:
+                line.append(" " + sparkline(values.tolist(), width=TREND_WIDTH), style=BAR)
             lines.append(line)
     return lines
 
 
 def _phases(shown: Shown, width: int) -> list[Text]:
     """A bar for each phase of a step: its share of the step's time, over the recent steps."""
-    step_s = mean_of_recent(shown.done, "time/step_s")
-    names = [name for name in shown.done[-1] if name.startswith("time/") and not name.startswith(NOT_PHASES)]
+    step_s = mean_of_recent(shown.done.newest(RECENT), "time/step_s")
+    names = [name for name in shown.newest if name.startswith("time/") and not name.startswith(NOT_PHASES)]
     longest = max((len(_phase(name)) for name in names), default=0)
     room = width - longest - 16
     lines = []
     for name in names:
-        seconds = mean_of_recent(shown.done, name)
+        seconds = mean_of_recent(shown.done.newest(RECENT), name)
         share = min(seconds / step_s, 1.0) if step_s > 0 and math.isfinite(seconds) else 0.0
         bar = "━" * round(share * room)
         told = f" {seconds:7.2f} s {share:4.0%}"
@@ -237,7 +244,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text]) -> RenderableType
 
 def _large(shown: Shown) -> tuple[str, str]:
     """The label and the metric of the large curve."""
-    names = shown.done[-1].keys()
+    names = shown.newest.keys()
     return next((curve for curve in CURVES if curve[1] in names), CURVES[-1])
 
 

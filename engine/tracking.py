@@ -15,6 +15,7 @@ import yaml
 
 from engine.alarms import Alarm, AlarmBegan, alarms, begun
 from engine.config import Config, OnAlarm
+from engine.history import History
 from engine.live_view import Shown
 from engine.origin import origin_of
 from engine.screen import Screen
@@ -54,8 +55,7 @@ class Tracker:
         self._metrics_path, self._summary = self.folder / "metrics.jsonl", self.folder / "summary.json"
         self._metrics_file = self._metrics_path.open("a", encoding="utf-8")
         self._curves = _Curves(self.folder / "tensorboard") if config.run.tensorboard else None
-        self._done: list[Metrics] = []
-        self._held_out: list[Metrics] = []
+        self._done, self._held_out = History(), History()
         self._responses: tuple[ScoredRollout, ...] = ()
         self._step = 0
         self._phases: Metrics = {}
@@ -85,8 +85,8 @@ class Tracker:
             since_step_s=now - self._step_began,
             doing=self._doing,
             doing_s=now - self._doing_since,
-            done=tuple(self._done),
-            held_out=tuple(self._held_out),
+            done=self._done.until_now(),
+            held_out=self._held_out.until_now(),
         )
 
     def started(self, took_s: Mapping[str, float]) -> None:
@@ -111,7 +111,7 @@ class Tracker:
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["time/step_s"]
         self._write(step + 1, metrics | self._start_s, self._labels)
         self._start_s = {}
-        self._done.append({"step": step + 1, **metrics})
+        self._done.add(step + 1, metrics)
         self._step_began = time.monotonic()
         self._say_step(step + 1, metrics)
 
@@ -128,7 +128,7 @@ class Tracker:
         """Marks in a step's metrics the signs that hold after it (engine/alarms.py). Returns those that are new."""
         if self._on_alarm is OnAlarm.OFF:
             return ()
-        holding = alarms([*self._done, metrics], responses=responses)
+        holding = alarms(self._done, metrics, responses=responses)
         metrics |= {alarm.metric: 1.0 for alarm in holding}
         return begun(self._done, holding)
 
@@ -163,11 +163,15 @@ class Tracker:
 
     def has_measured(self, step: int) -> bool:
         """Whether there are held-out figures of the policy after so many steps."""
-        return any(row["step"] == step for row in self._held_out)
+        return self._held_out.has(step)
 
     def figures(self, name: str) -> dict[int, float]:
         """A metric by step, of learning or of what is held out, as far as it was written."""
-        return {int(row["step"]): row[name] for row in (*self._done, *self._held_out) if name in row}
+        return {
+            int(step): float(value)
+            for history in (self._done, self._held_out)
+            for step, value in zip(history.steps(name), history.values(name), strict=True)
+        }
 
     def held_out_figures(self, step: int, metrics: Metrics) -> None:
         """An objective's own figures, on lessons that it does not learn from."""
@@ -178,7 +182,7 @@ class Tracker:
 
     def _add_held_out(self, step: int, metrics: Metrics) -> None:
         self._write(step, metrics, {})
-        self._held_out.append({"step": step, **metrics})
+        self._held_out.add(step, metrics)
 
     def _say_step(self, step: int, metrics: Metrics) -> None:
         """A line, unless the live view shows it all; what went wrong is told in both."""
@@ -210,8 +214,11 @@ class Tracker:
         the configuration. A run that is refused leaves the earlier one's record as it was."""
         self._steps = config.run.steps
         self._metrics_file.truncate(position)
-        self._done = [row for row in self._rows() if "time/step_s" in row]
-        self._held_out = [row for row in self._rows() if any(name.startswith("held_out/") for name in row)]
+        self._done, self._held_out = History(), History()
+        for row in self._rows():
+            history = self._done if "time/step_s" in row else self._held_out
+            step = row.pop("step")
+            history.add(step, {name: value for name, value in row.items() if not isinstance(value, str)})
         (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
     def _rows(self) -> list[Metrics]:

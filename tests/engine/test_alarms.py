@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.alarms import PARTS, WINDOW, Alarm, alarms, begun, change_of, steady_rise
+from engine.history import History
 from workers.records import Metrics
 
 STEPS = 50
@@ -42,7 +43,16 @@ def history(seed: int = 0, *, steps: int = STEPS, noise: float = 1.0, **ends: fl
 
 
 def names(rows: list[Metrics]) -> set[str]:
-    return {alarm.name for alarm in alarms(rows, responses=RESPONSES)}
+    return {alarm.name for alarm in alarms_after(rows)}
+
+
+def alarms_after(rows: Sequence[Metrics]) -> tuple[Alarm, ...]:
+    *before, newest = rows
+    return alarms(seen(before), newest, responses=RESPONSES)
+
+
+def seen(rows: Sequence[Metrics]) -> History:
+    return History.of(enumerate(rows, start=1))
 
 
 SIGNS = {
@@ -65,7 +75,7 @@ def test_each_sign_has_its_alarm_and_no_other(name: str, noise: float) -> None:
 def test_responses_that_shrink_while_the_reward_rises_are_a_sign_too() -> None:
     rows = history(reward_mean=0.9, response_length_mean=5.0)
     assert names(rows) == {"length"}
-    [alarm] = alarms(rows, responses=RESPONSES)
+    [alarm] = alarms_after(rows)
     assert "went from 0.5" in alarm.told and "tokens" in alarm.told
 
 
@@ -118,8 +128,8 @@ def test_a_run_that_was_fooled_is_told_as_soon_as_there_are_two_windows() -> Non
 
 def test_a_run_that_was_only_tempted_is_not_told() -> None:
     rows = replayed(TEMPTED)
-    assert not {name for end in range(len(rows) + 1) for name in names(rows[:end])}
-    change = change_of(rows, "reward/correct")
+    assert not {name for end in range(1, len(rows) + 1) for name in names(rows[:end])}
+    change = change_of(np.array([row["reward/correct"] for row in rows]))
     assert change is not None and change.after > change.before + 0.1
 
 
@@ -163,7 +173,7 @@ def test_the_same_steps_in_an_order_of_chance_are_no_sign(name: str) -> None:
 def test_nothing_is_compared_before_there_are_two_windows() -> None:
     rows = history(steps=2 * WINDOW - 1, reward_mean=0.9, response_length_mean=90.0)
     assert not names(rows)
-    assert not names([]) and not names([{"loss": 1.0}] * STEPS)
+    assert not names([{"loss": 1.0}]) and not names([{"loss": 1.0}] * STEPS)
 
 
 def test_figures_that_are_not_numbers_are_passed_over() -> None:
@@ -175,11 +185,11 @@ def test_figures_that_are_not_numbers_are_passed_over() -> None:
 def test_an_alarm_begins_once_and_again_only_after_a_window_without_it() -> None:
     alarm = Alarm(name="length", told="longer", look_at=str(RESPONSES), mend="the reward")
     had, had_not = {alarm.metric: 1.0}, {"reward/mean": 0.5}
-    assert begun([], [alarm]) == begun([had_not] * 30, [alarm]) == (alarm,)
-    assert begun([had_not] * 30 + [had], [alarm]) == ()
-    assert begun([had] + [had_not] * (WINDOW - 1), [alarm]) == ()
-    assert begun([had] + [had_not] * WINDOW, [alarm]) == (alarm,)
-    assert begun([had], []) == ()
+    assert begun(seen([]), [alarm]) == begun(seen([had_not] * 30), [alarm]) == (alarm,)
+    assert begun(seen([had_not] * 30 + [had]), [alarm]) == ()
+    assert begun(seen([had] + [had_not] * (WINDOW - 1)), [alarm]) == ()
+    assert begun(seen([had] + [had_not] * WINDOW), [alarm]) == (alarm,)
+    assert begun(seen([had]), []) == ()
 
 
 # ----------------------------------------------------------------------------- memory
@@ -267,7 +277,7 @@ def test_a_rise_that_noise_could_make_is_none() -> None:
 def test_the_alarm_names_every_role_that_leaks_how_fast_and_where_to_look() -> None:
     leak, more = (resident(lambda step, by=by: by * MIB * step, steps=320, noise=0.0) for by in (2.0, 4.0))
     rows = rows_of(policy=leak, reward=more, rollout=resident(still, steps=320))
-    [alarm] = alarms([{**FLAT, **row} for row in rows], responses=RESPONSES)
+    [alarm] = alarms_after([{**FLAT, **row} for row in rows])
     # The means of 40 steps: 2 MiB x 19.5 and 2 MiB x 299.5 above two GiB.
     assert alarm == Alarm(
         name="memory",

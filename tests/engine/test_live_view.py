@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from engine.curves import plot, sparkline
+from engine.history import History
 from engine.live_view import LiveView, Shown
 
 NAN = float("nan")
@@ -23,6 +24,10 @@ def step(number: int, **changes: float) -> dict[str, float]:
     return {"step": number, **online, **more, **times, **changes}
 
 
+def seen(*rows: dict[str, float]) -> History:
+    return History.of((int(row["step"]), row) for row in rows)
+
+
 def run(*done: dict[str, float], **changes: object) -> Shown:
     shown = Shown(
         name="grpo-nano-arithmetic",
@@ -31,8 +36,8 @@ def run(*done: dict[str, float], **changes: object) -> Shown:
         since_step_s=0.5,
         doing="step 3/40: learn",
         doing_s=1.0,
-        done=done,
-        held_out=({"step": 0, "held_out/sampled": 0.351},),
+        done=seen(*done),
+        held_out=seen({"step": 0, "held_out/sampled": 0.351}),
     )
     return replace(shown, **changes)
 
@@ -127,7 +132,7 @@ def test_an_offline_stage_draws_its_loss() -> None:
     rows = [
         {"step": n, "loss": 3.0 / n, "tokens_per_s": 10.0, "time/step_s": 1.0, "time/update_s": 1.0} for n in (1, 2)
     ]
-    text = "\n".join(lines_of(run(*rows, held_out=({"step": 0, "held_out/nll": 2.5},))))
+    text = "\n".join(lines_of(run(*rows, held_out=seen({"step": 0, "held_out/nll": 2.5}))))
     assert "loss 1.500" in text and "2.5000" in text and "reward" not in text
 
 

@@ -12,17 +12,18 @@ from runs import REPOSITORY
 
 SCRIPT = """
 import sys, time
+from engine.history import History
 from engine.live_view import Shown
 from engine.screen import Screen
 
-row = {"step": 1, "reward/mean": 0.5, "time/step_s": 1.0}
-done = []
+done = History()
 def look():
     return Shown(name="mine", steps=4, elapsed_s=1.0, since_step_s=0.0, doing="learn", doing_s=0.0,
-                 done=tuple(done), held_out=())
+                 done=done.until_now(), held_out=History())
 screen = Screen(look)
 screen.say(1.0, "before " + "long " * 40 + "[line]")
-done += [row] * (sys.argv[1] != "no steps")
+if sys.argv[1] != "no steps":
+    done.add(1, {"reward/mean": 0.5, "time/step_s": 1.0})
 time.sleep(0.6)
 screen.say(2.0, "during")
 print("a library's own words")
