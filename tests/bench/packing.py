@@ -79,11 +79,12 @@ class SiblingsCase:
     dtype: str
 
 
+DTYPES = ("float32", "bfloat16")
 SIBLINGS = tuple(
     SiblingsCase(name=f"siblings {prompt} + {n} x {response}", prompt_tokens=prompt, response_tokens=response,
                  siblings=n, dtype=dtype)
     for prompt, response, n in ((512, 128, 8), (128, 512, 8), (12, 4, 8))
-    for dtype in ("float32", "bfloat16")
+    for dtype in DTYPES
 )  # fmt: skip
 RANKS = (2, 8, 64, 512)
 SMOLLM2 = ModelSizes(
@@ -342,10 +343,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON: into a file, or printed")
     parser.add_argument("--case", metavar="WORD", default="", help="those whose name holds this (default: all)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the siblings: one of them (default: both)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way, after one that warms up")
     asked = parser.parse_args()
     cases = [case for case in CASES if asked.case in case.name]
-    siblings = [case for case in SIBLINGS if asked.case in case.name]
+    siblings = [case for case in SIBLINGS if asked.case in case.name and asked.dtype in (None, case.dtype)]
     ranks = RANKS if asked.case in "ranks" else ()
     if not (cases or siblings or ranks):
         names = [case.name for case in (*CASES, *SIBLINGS)]
