@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Never, Protocol, TypeVar
 
@@ -27,6 +28,9 @@ from workers.records import (
 )
 
 Answer = TypeVar("Answer")
+
+COME_TOGETHER_S = 0.005
+"""Between the calls of groups that are asked for at once: what a decoding step takes costs more than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,15 +199,22 @@ class RolloutWorker:
     def _work(self, engine: RolloutEngine) -> None:
         """Commands, a step, what it finished; until the worker is closed."""
         while True:
-            # An idle engine waits for a command; a busy one only takes what is already there.
-            while not (self._commands.empty() and (self._waiting or engine.is_busy())):
-                command = self._commands.get()
-                if command is None:
-                    return
-                command(engine)
+            with suppress(queue.Empty):
+                while True:
+                    command = self._next_command(engine)
+                    if command is None:
+                        return
+                    command(engine)
             self._fill(engine)
             for key, completion in engine.step():
                 self._finish(engine, key, completion)
+
+    def _next_command(self, engine: RolloutEngine) -> Callable[[RolloutEngine], None] | None:
+        """Raises queue.Empty when it is time for a step: a busy engine takes what is already there, and one that is
+        about to begin gives the others a moment to come."""
+        if engine.is_busy():
+            return self._commands.get_nowait()
+        return self._commands.get(timeout=COME_TOGETHER_S if self._waiting else None)
 
     def _finish(self, engine: RolloutEngine, key: str, completion: Completion) -> None:
         group, sample = self._running.pop(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from workers import rollout_worker
 from workers.records import Completion, Group, GroupRequest, Prompt, Sampling, Span, Stop, WeightManifest
 from workers.rollout_worker import CompletionRequest, CutOff, RolloutWorker
 
@@ -175,6 +177,30 @@ def test_a_group_waits_for_its_last_sibling_and_not_for_other_groups(engine: Fak
     engine.gate.set()
     assert is_the_answer_to(long, slow.result(PATIENCE_S)) and is_the_answer_to(short, quick.result(PATIENCE_S))
     assert answers == ["quick", "slow"]
+
+
+def test_groups_that_are_asked_for_one_after_the_other_begin_together(
+    engine: FakeEngine, worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_worker, "COME_TOGETHER_S", 0.5)
+    groups = []
+    for draw in range(3):
+        groups.append(worker.generate(request(draw, samples=2)))
+        time.sleep(0.01)
+    for group in groups:
+        group.result(PATIENCE_S)
+    assert engine.log[:7] == ["add"] * 6 + ["step"]
+
+
+def test_an_engine_that_decodes_waits_for_nobody(
+    engine: FakeEngine, worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = worker.generate(request(0, max_tokens=50))
+    with during_a_step(engine):
+        monkeypatch.setattr(rollout_worker, "COME_TOGETHER_S", 2 * PATIENCE_S)
+        later = worker.generate(request(1))
+    later.result(PATIENCE_S)
+    running.result(PATIENCE_S)
 
 
 def test_the_same_draw_asked_for_twice_at_once_is_answered_twice(worker: RolloutWorker) -> None:
