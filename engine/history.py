@@ -64,9 +64,10 @@ class History:
     def until_now(self) -> History:
         """The same, to which nothing is added later; for another thread."""
         same = History()
+        # What `add` writes last is copied first: rows that are counted are in the others, whatever is added meanwhile.
+        same._numbers = copy.copy(self._numbers)
         same._newest = self._newest.copy()
         same._columns = {name: copy.copy(column) for name, column in self._columns.copy().items()}
-        same._numbers = copy.copy(self._numbers)
         return same
 
 

@@ -87,7 +87,7 @@ class Shown:
     @property
     def left_s(self) -> float:
         """Until the last step's end, at the mean pace of the recent steps; NaN before there is one."""
-        pace_s = mean_of_recent(self.done.newest(RECENT), "time/step_s")
+        pace_s = mean_of_recent(self.done, "time/step_s")
         ahead = self.steps - self.step
         return max(ahead - 1, 0) * pace_s + (max(pace_s - self.since_step_s, 0.0) if ahead else 0.0)
 
@@ -130,9 +130,9 @@ def draw(shown: Shown, *, width: int, height: int) -> RenderableType:
     )
 
 
-def mean_of_recent(rows: Sequence[Metrics], name: str) -> float:
-    """Over those that have it; NaN when none has."""
-    values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
+def mean_of_recent(done: History, name: str) -> float:
+    """Over those of the last few rows that have it; NaN when none has."""
+    values = [row[name] for row in done.newest(RECENT) if name in row and math.isfinite(row[name])]
     return float(np.mean(values)) if values else math.nan
 
 
@@ -216,13 +216,13 @@ def _figures(shown: Shown, width: int) -> list[Text]:
 
 def _phases(shown: Shown, width: int) -> list[Text]:
     """A bar for each phase of a step: its share of the step's time, over the recent steps."""
-    step_s = mean_of_recent(shown.done.newest(RECENT), "time/step_s")
+    step_s = mean_of_recent(shown.done, "time/step_s")
     names = [name for name in shown.newest if name.startswith("time/") and not name.startswith(NOT_PHASES)]
     longest = max((len(_phase(name)) for name in names), default=0)
     room = width - longest - 16
     lines = []
     for name in names:
-        seconds = mean_of_recent(shown.done.newest(RECENT), name)
+        seconds = mean_of_recent(shown.done, name)
         share = min(seconds / step_s, 1.0) if step_s > 0 and math.isfinite(seconds) else 0.0
         bar = "━" * round(share * room)
         told = f" {seconds:7.2f} s {share:4.0%}"

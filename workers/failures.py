@@ -73,8 +73,8 @@ class Roster:
     def waiting(self, refs: Sequence[ObjectRef], *, role: str, verb: str, limit_s: float) -> Iterator[Iterator[float]]:
         """A block that waits for these calls, for whoever asks meanwhile what the run waits for.
 
-        It is given seconds to wait for, again and again, which raise WorkerTimeout when they have become `limit_s`, and
-        between them WorkerDied where a worker is gone that nobody replaces: whoever is waited for may never need it.
+        It is given seconds to wait for, as often as it asks for the next. Asking raises WorkerTimeout when `limit_s` is
+        over, and WorkerDied where a worker is gone that nobody replaces: whoever is waited for may never need it.
         """
         wait = Wait(refs=tuple(refs), role=role, verb=verb, began_s=time.monotonic())
         self._waits.append(wait)

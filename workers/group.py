@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,17 +122,14 @@ class WorkerGroup:
         roster = self._hosting.roster
         try:
             with self._waiting(refs, verb) as slices_s:
-                for slice_s in slices_s:
-                    try:
-                        return ray.get(list(refs), timeout=slice_s)
-                    except GetTimeoutError:
-                        continue
+                while True:
+                    with suppress(GetTimeoutError):
+                        return ray.get(list(refs), timeout=next(slices_s))
         # Before RayTaskError: a call whose arguments died with another worker raises what is both.
         except RayActorError as error:
             raise roster.died(error, refs, role=self.role, verb=verb) from None
         except RayTaskError as error:
             raise roster.raised(error, refs, role=self.role, verb=verb) from None
-        raise AssertionError("a wait ends with an answer or an error")
 
     def wait_for_one(self, refs: Sequence[ObjectRef], *, verb: str) -> int:
         """Which of the answers is there first. Raises WorkerDied and WorkerTimeout."""
@@ -144,11 +141,10 @@ class WorkerGroup:
 
     def _there(self, refs: Sequence[ObjectRef], *, wanted: int, verb: str) -> list[ObjectRef]:
         with self._waiting(refs, verb) as slices_s:
-            for slice_s in slices_s:
-                ready, _ = ray.wait(list(refs), num_returns=wanted, timeout=slice_s, fetch_local=False)
-                if len(ready) == wanted:
-                    return ready
-        raise AssertionError("a wait ends with an answer or an error")
+            ready: list[ObjectRef] = []
+            while len(ready) < wanted:
+                ready, _ = ray.wait(list(refs), num_returns=wanted, timeout=next(slices_s), fetch_local=False)
+        return ready
 
     def _waiting(self, refs: Sequence[ObjectRef], verb: str) -> AbstractContextManager[Iterator[float]]:
         return self._hosting.roster.waiting(refs, role=self.role, verb=verb, limit_s=self._hosting.call_timeout_s)

@@ -30,7 +30,7 @@ from workers.records import (
 Answer = TypeVar("Answer")
 
 COME_TOGETHER_S = 0.005
-"""Between the calls of groups that are asked for at once: what a decoding step takes costs more than that."""
+"""Between the calls of groups that are asked for at once, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

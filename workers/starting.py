@@ -32,14 +32,12 @@ def await_all(
     announce(f"starting {', '.join(name for _, name in waiting.values())}")
     began, took_s = time.monotonic(), {}
     with roster.waiting(list(waiting), role="whole", verb="start", limit_s=timeout_s) as slices_s:
-        for slice_s in slices_s:
-            for ref in ray.wait(list(waiting), num_returns=1, timeout=slice_s)[0]:
+        while waiting:
+            for ref in ray.wait(list(waiting), num_returns=1, timeout=next(slices_s))[0]:
                 group, name = waiting.pop(ref)
                 group.wait([ref], verb="start")
                 took_s[group.role] = time.monotonic() - began
                 announce(f"{name} is ready{_still_waiting([name for _, name in waiting.values()])}")
-            if not waiting:
-                break
     return took_s
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +76,16 @@ class Disturbed:
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return None
         return process if process.create_time() == where["started_s"] else None
+
+    def until(self, came: Callable[[], bool], *, timeout_s: float) -> None:
+        """Until that is so. Raises AssertionError, with all that the run printed, when it ends before or is late."""
+        deadline = time.monotonic() + timeout_s
+        while not came():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.002)
+
+    def has_said(self, text: str) -> bool:
+        return any(text in line.text for line in self.lines)
 
     def steps_done(self) -> int:
         return max((int(found[1]) for line in self.lines if (found := STEP.search(line.text))), default=0)

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -246,10 +247,10 @@ def stops(engine: str, trials: int, *, seed: int, folder: Path) -> Stops:
             if phase == "import":
                 time.sleep(chance.uniform(0.0, took_s[phase]))
             elif phase == "start":
-                _until(run, lambda run=run: any("starting Ray" in line.text for line in run.lines))
+                run.until(partial(run.has_said, "starting Ray"), timeout_s=PATIENCE_S)
                 time.sleep(chance.uniform(0.0, took_s[phase]))
             else:
-                _until(run, Path(f"{plan}.0").exists)
+                run.until(Path(f"{plan}.0").exists, timeout_s=PATIENCE_S)
                 time.sleep(chance.uniform(0.0, STOPPED_WITHIN_S))
             _stop(run, chance.choice((signal.SIGTERM, signal.SIGINT)), phase, found)
         run = start(settings, folder=folder, name=name)
@@ -263,14 +264,6 @@ def stops(engine: str, trials: int, *, seed: int, folder: Path) -> Stops:
         _say(f"{name}: {found.trials} stops so far, {found.equal_runs} of {found.runs} runs equal")
         shutil.rmtree(run.folder)
     return found
-
-
-def _until(run: Disturbed, came: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not came():
-        if run.process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the run never came to where it was to be stopped:\n{run.output}")
-        time.sleep(0.002)
 
 
 def _stop(run: Disturbed, number: signal.Signals, phase: str, found: Stops) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -38,6 +39,23 @@ def test_what_was_until_now_stays_while_more_comes(known: int) -> None:
     assert len(then) == known and then.newest(1) == [row for _, row in ROWS[:known]][-1:]
     assert then.values("loss").tolist() == [row["loss"] for _, row in ROWS[:known]]
     assert len(history) == 100
+
+
+def test_a_row_that_comes_while_it_is_copied_is_there_whole_or_not_at_all() -> None:
+    class Interrupted(deque):
+        """Another thread adds a row as soon as this was copied."""
+
+        def copy(self) -> deque:
+            copied = deque(self)
+            history._newest = deque(self)
+            history.add(1, {"loss": 3.0})
+            return copied
+
+    history = History()
+    history._newest = Interrupted()
+    then = history.until_now()
+    assert len(history) == 1
+    assert len(then.newest(1)) == len(then), "whoever sees that there is a row looks at it"
 
 
 def test_a_metric_of_a_step_takes_few_bytes() -> None:

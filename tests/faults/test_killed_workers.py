@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,8 @@ DRIVER = "the run's own process"
 
 def until_step(run: Disturbed, step: int) -> None:
     """Until the run has done so many steps."""
-    metrics, deadline = run.folder / "metrics.jsonl", time.monotonic() + PATIENCE_S
-    while not (metrics.exists() and f'"step": {step}, "reward' in metrics.read_text()):
-        assert run.process.poll() is None and time.monotonic() < deadline, run.output
-        time.sleep(0.02)
+    metrics, written = run.folder / "metrics.jsonl", f'"step": {step}, "reward'
+    run.until(lambda: metrics.exists() and written in metrics.read_text(), timeout_s=PATIENCE_S)
 
 
 def disturbed(folder: Path, *killed: tuple[int, str], more: tuple[str, ...] = ()) -> tuple[int, str]:

@@ -25,10 +25,7 @@ PATIENCE_S = 240.0
 
 
 def until_line(run: Disturbed, text: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(text in line.text for line in run.lines):
-        assert run.process.poll() is None and time.monotonic() < deadline, run.output
-        time.sleep(0.005)
+    run.until(lambda: run.has_said(text), timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from workers.group import Hosting, WorkerGroup
 from workers.judge_endpoint import JudgeEndpoint
 from workers.judge_group import JudgeServerGroup
 from workers.placement import Place
-from workers.stopped import RunStopped
+from workers.stopped import RunStopped, WorkerDied
 
 SECRET = "a-key-that-no-log-may-hold"
 PLACES = tuple(Place(role=role, index=0, cpus=1.0, gpus=0.0) for role in ("judge", "reward"))
@@ -109,6 +109,12 @@ def test_a_worker_that_died_with_its_server_is_told_too(judges: StandIns) -> Non
         judges.kill()
         raise RunStopped("40 responses could not be judged")
     assert "judge 0 died while it was to answer the rewards" in "\n".join(caught.value.__notes__)
+
+
+def test_a_death_that_was_told_is_not_told_again(judges: StandIns) -> None:
+    with pytest.raises(WorkerDied) as caught, judges.needed():
+        raise WorkerDied("judge 0 died while the run waited for the reward group to score a group")
+    assert not hasattr(caught.value, "__notes__"), "the judge is dead, and whoever asks it hears so"
 
 
 def test_a_secret_is_in_the_worker_s_environment_and_in_no_log_of_ray_s(hosting: Hosting) -> None:
