@@ -240,18 +240,7 @@ def stops(engine: str, trials: int, *, seed: int, folder: Path) -> Stops:
     while found.trials < trials:
         name = f"stops_{found.runs}"
         for phase in chance.sample(PHASES, len(PHASES)):
-            plan = folder / f"{name}_{phase}.json"
-            point = [{"point": AT_POINTS[phase], "skip": chance.randrange(2), "dies": False}] * (phase in AT_POINTS)
-            plan.write_text(json.dumps(point))
-            run = start(settings, folder=folder, name=name, environment={CRASHES_ENV: str(plan)})
-            if phase == "import":
-                time.sleep(chance.uniform(0.0, took_s[phase]))
-            elif phase == "start":
-                run.until(partial(run.has_said, "starting Ray"), timeout_s=PATIENCE_S)
-                time.sleep(chance.uniform(0.0, took_s[phase]))
-            else:
-                run.until(Path(f"{plan}.0").exists, timeout_s=PATIENCE_S)
-                time.sleep(chance.uniform(0.0, STOPPED_WITHIN_S))
+            run = _in_phase(phase, settings, chance, took_s, folder=folder, name=name)
             _stop(run, chance.choice((signal.SIGTERM, signal.SIGINT)), phase, found)
         run = start(settings, folder=folder, name=name)
         if run.wait(timeout_s=PATIENCE_S):
@@ -264,6 +253,24 @@ def stops(engine: str, trials: int, *, seed: int, folder: Path) -> Stops:
         _say(f"{name}: {found.trials} stops so far, {found.equal_runs} of {found.runs} runs equal")
         shutil.rmtree(run.folder)
     return found
+
+
+def _in_phase(
+    phase: str, settings: Sequence[str], chance: random.Random, took_s: dict[str, float], *, folder: Path, name: str
+) -> Disturbed:
+    """A run that goes on from where it stands, as soon as it is in that phase. `took_s`: the first ones alone."""
+    plan = folder / f"{name}_{phase}.json"
+    points = [AT_POINTS[phase]] if phase in AT_POINTS else []
+    plan.write_text(json.dumps([{"point": point, "skip": chance.randrange(2), "dies": False} for point in points]))
+    run = start(settings, folder=folder, name=name, environment={CRASHES_ENV: str(plan)})
+    if phase in AT_POINTS:
+        run.until(Path(f"{plan}.0").exists, timeout_s=PATIENCE_S)
+        time.sleep(chance.uniform(0.0, STOPPED_WITHIN_S))
+        return run
+    if phase == "start":
+        run.until(partial(run.has_said, "starting Ray"), timeout_s=PATIENCE_S)
+    time.sleep(chance.uniform(0.0, took_s[phase]))
+    return run
 
 
 def _stop(run: Disturbed, number: signal.Signals, phase: str, found: Stops) -> None:
