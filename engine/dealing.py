@@ -9,15 +9,17 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
+from operator import attrgetter, itemgetter
 
 from engine.sizes import ModelSizes
 
 CLOSE_ENOUGH = 1.005
 """The largest load over the mean one at which the search ends."""
 MOVES_PER_RANK = 16
-PARTNERS = 8
+PARTNERS = 64
 """Ranks, from the least loaded on, that the most loaded one tries to exchange with."""
 
 
@@ -70,115 +72,156 @@ class Siblings:
 
 Place = tuple[int, int]
 """A row: the number of its family, and its own in it."""
+Bundle = tuple[Place, ...]
+"""Rows of one family that stay together."""
 
 
 def deal(families: Sequence[Siblings], ranks: int) -> list[list[Place]]:
     """The rows of each rank, in order; none is without a row where there are as many rows as ranks.
 
-    Whole families first (where there is nothing to share, rows), the most expensive to the rank with the least to do;
-    then rows of the rank with the most to do go to one with less, or change places with its, as long as that helps.
+    The most expensive families first, each to the rank with the least to do; then siblings of the rank with the most to
+    do go to one with less, or change places with its, as long as that helps. Once from whole families on, and once from
+    families that are divided first where one of them is more than a rank's share: the better of both.
     """
-    table = _Table(families, ranks)
-    for load, rows in sorted(_dealt_whole(families), key=lambda item: (-item[0], item[1])):
-        table.give(rows, load)
-    table.fill_empty_ranks()
-    for _ in range(MOVES_PER_RANK * ranks):
-        if not table.improve():
-            break
-    return [sorted(rows) for rows in table.rows]
+    share = sum(family.prompt + sum(family.rows) for family in families) / ranks
+    whole, divided = (list(_bundles(families, share=room)) for room in (inf, share))
+    tables = [_Table(families, ranks, bundles) for bundles in ([whole] if whole == divided else [whole, divided])]
+    for table in tables:
+        table.fill_empty_ranks()
+        for _ in range(MOVES_PER_RANK * ranks):
+            if not table.improve():
+                break
+    best = min(tables, key=lambda table: max(table.loads))
+    return [sorted(rows) for rows in best.rows]
 
 
-def _dealt_whole(families: Sequence[Siblings]) -> Iterator[tuple[float, list[Place]]]:
-    """What is first dealt in one, and what it costs."""
+def _bundles(families: Sequence[Siblings], *, share: float) -> Iterator[Bundle]:
+    """What is first dealt in one: as much of a family as a share has room for; rows, where they share no prompt."""
     for number, family in enumerate(families):
-        rows = [(number, row) for row in range(len(family.rows))]
-        if family.prompt and rows:
-            yield family.prompt + sum(family.rows), rows
-        else:
-            yield from ((family.rows[row], [(number, row)]) for _, row in rows)
+        places = [(number, row) for row in range(len(family.rows))]
+        if not family.prompt:
+            yield from ((place,) for place in places)
+            continue
+        places.sort(key=lambda place: -family.rows[place[1]])
+        while places:
+            room, bundle = CLOSE_ENOUGH * share - family.prompt, places[:1]
+            for place in places[1:]:
+                if sum(family.rows[row] for _, row in (*bundle, place)) <= room:
+                    bundle.append(place)
+            yield tuple(bundle)
+            places = [place for place in places if place not in bundle]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    """A bundle that a rank could give away."""
+
+    bundle: Bundle
+    family: int
+    cost: float
+    """Of its rows, without their prompt."""
+    spared: float
+    """What the rank would no longer have to do: with the prompt, where no sibling stays."""
 
 
 class _Table:
     """Who has what, while it is dealt."""
 
-    def __init__(self, families: Sequence[Siblings], ranks: int) -> None:
+    def __init__(self, families: Sequence[Siblings], ranks: int, bundles: Iterable[Bundle]) -> None:
         self._families = families
         self.rows: list[list[Place]] = [[] for _ in range(ranks)]
-        self._loads = [0.0] * ranks
+        self.loads = [0.0] * ranks
         self._siblings: list[Counter[int]] = [Counter() for _ in range(ranks)]
         """How many rows of each family a rank has."""
-        self._least = [(0.0, rank) for rank in range(ranks)]
-
-    def give(self, rows: list[Place], load: float) -> None:
-        """To the rank with the least to do."""
-        own, rank = heapq.heappop(self._least)
-        self.rows[rank] += rows
-        self._siblings[rank][rows[0][0]] += len(rows)
-        self._loads[rank] = own + load
-        heapq.heappush(self._least, (self._loads[rank], rank))
+        self._offers: list[tuple[list[_Offer], list[float]] | None] = [None] * ranks
+        least = [(0.0, rank) for rank in range(ranks)]
+        for bundle in sorted(bundles, key=lambda bundle: (-self._alone(bundle), bundle)):
+            _, rank = heapq.heappop(least)
+            self._add(bundle, rank)
+            heapq.heappush(least, (self.loads[rank], rank))
 
     def fill_empty_ranks(self) -> None:
         for rank in [rank for rank, rows in enumerate(self.rows) if not rows]:
             several = [own for own, rows in enumerate(self.rows) if len(rows) > 1]
             if several:
-                richest = max(several, key=self._loads.__getitem__)
-                self._move(self.rows[richest][-1], richest, rank)
+                richest = max(several, key=self.loads.__getitem__)
+                self._move((self.rows[richest][-1],), richest, rank)
 
     def improve(self) -> bool:
-        """One row from the most loaded rank to another, or two that change places, if the two ranks are better off."""
-        by_load = sorted(range(len(self._loads)), key=self._loads.__getitem__)
+        """A bundle from the most loaded rank to another, or two that change places, if the two ranks are better off."""
+        by_load = sorted(range(len(self.loads)), key=self.loads.__getitem__)
         most = by_load.pop()
-        is_even = self._loads[most] <= CLOSE_ENOUGH * sum(self._loads) / len(self._loads)
+        is_even = self.loads[most] <= CLOSE_ENOUGH * sum(self.loads) / len(self.loads)
         if is_even or len(self.rows[most]) < 2:
             return False
         return any(self._even_out(most, other) for other in by_load[:PARTNERS])
 
     def _even_out(self, most: int, other: int) -> bool:
-        moves: list[tuple[Place, Place | None]] = [(row, None) for row in self.rows[most]]
-        exchanges = [*moves, *self._pairs(most, other)]
-        best = min(exchanges, key=lambda exchange: max(self._loads_after(*exchange, most, other)))
-        if max(self._loads_after(*best, most, other)) >= self._loads[most] * (1.0 - 1e-9):
+        load, given, taken = min(self._exchanges(most, other), key=itemgetter(0))
+        if load >= self.loads[most] * (1.0 - 1e-9):
             return False
-        given, taken = best
-        self._move(given, most, other)
+        self._move(given.bundle, most, other)
         if taken is not None:
-            self._move(taken, other, most)
+            self._move(taken.bundle, other, most)
         return True
 
-    def _pairs(self, most: int, other: int) -> list[tuple[Place, Place]]:
-        """For each row of the one that of the other which comes closest to evening both out."""
-        others = sorted(self.rows[other], key=self._cost)
-        costs = [self._cost(row) for row in others]
-        half = (self._loads[most] - self._loads[other]) / 2
-        pairs = []
-        for row in self.rows[most]:
-            at = bisect_left(costs, self._cost(row) - half)
-            pairs += [(row, back) for back in others[max(0, at - 1) : at + 1]]
-        return pairs
+    def _exchanges(self, most: int, other: int) -> Iterator[tuple[float, _Offer, _Offer | None]]:
+        """For each offer of the one nothing, and those of the other which come closest to evening both out; before them
+        the larger load of the two ranks afterwards."""
+        of_most, of_other = self.loads[most], self.loads[other]
+        half, (others, spared) = (of_most - of_other) / 2, self._offered(other)
+        for given in self._offered(most)[0]:
+            without, with_given = of_most - given.spared, of_other + self._added(given, other)
+            yield max(without, with_given), given, None
+            at = bisect_left(spared, given.spared - half)
+            for taken in others[max(0, at - 1) : at + 2]:
+                if taken.family == given.family:  # both have the prompt, before and after
+                    difference = given.cost - taken.cost
+                    yield max(of_most - difference, of_other + difference), given, taken
+                else:
+                    yield max(without + self._added(taken, most), with_given - taken.spared), given, taken
+
+    def _offered(self, rank: int) -> tuple[list[_Offer], list[float]]:
+        """What the rank could give away, by what it would be spared: single rows, and of siblings with a prompt two,
+        three and so on of those that cost least, or most."""
+        offered = self._offers[rank]
+        if offered is None:
+            bundles: list[Bundle] = [(row,) for row in self.rows[rank]]
+            for number, count in self._siblings[rank].items():
+                if self._families[number].prompt:
+                    own = sorted((row for row in self.rows[rank] if row[0] == number), key=self._cost)
+                    bundles += [tuple(own[:size]) for size in range(2, count + 1)]
+                    bundles += [tuple(own[-size:]) for size in range(2, count)]
+            offers = sorted((self._offer(bundle, rank) for bundle in bundles), key=attrgetter("spared"))
+            offered = self._offers[rank] = offers, [offer.spared for offer in offers]
+        return offered
+
+    def _offer(self, bundle: Bundle, rank: int) -> _Offer:
+        number, cost = bundle[0][0], sum(map(self._cost, bundle))
+        takes_prompt = self._siblings[rank][number] == len(bundle)
+        spared = cost + self._families[number].prompt if takes_prompt else cost
+        return _Offer(bundle=bundle, family=number, cost=cost, spared=spared)
+
+    def _added(self, offer: _Offer, rank: int) -> float:
+        """What a rank would have to do more."""
+        return offer.cost if self._siblings[rank][offer.family] else offer.cost + self._families[offer.family].prompt
 
     def _cost(self, row: Place) -> float:
         return self._families[row[0]].rows[row[1]]
 
-    def _loads_after(self, given: Place, taken: Place | None, most: int, other: int) -> tuple[float, float]:
-        if taken is not None and taken[0] == given[0]:
-            difference = self._cost(given) - self._cost(taken)
-            return self._loads[most] - difference, self._loads[other] + difference
-        of_most = self._loads[most] - self._weight(given, most, alone=1)
-        of_other = self._loads[other] + self._weight(given, other, alone=0)
-        if taken is not None:
-            of_most += self._weight(taken, most, alone=0)
-            of_other -= self._weight(taken, other, alone=1)
-        return of_most, of_other
+    def _alone(self, bundle: Bundle) -> float:
+        """Of a bundle with its prompt."""
+        return self._families[bundle[0][0]].prompt + sum(map(self._cost, bundle))
 
-    def _weight(self, row: Place, rank: int, *, alone: int) -> float:
-        """What a row adds to a rank or takes from it: with its prompt, where it has `alone` rows of the family."""
-        family = self._families[row[0]]
-        return family.rows[row[1]] + (family.prompt if self._siblings[rank][row[0]] == alone else 0.0)
+    def _move(self, bundle: Bundle, giver: int, taker: int) -> None:
+        self.loads[giver] -= self._offer(bundle, giver).spared
+        self._siblings[giver][bundle[0][0]] -= len(bundle)
+        self.rows[giver] = [row for row in self.rows[giver] if row not in bundle]
+        self._offers[giver] = None
+        self._add(bundle, taker)
 
-    def _move(self, row: Place, giver: int, taker: int) -> None:
-        self._loads[giver] -= self._weight(row, giver, alone=1)
-        self._loads[taker] += self._weight(row, taker, alone=0)
-        self._siblings[giver][row[0]] -= 1
-        self._siblings[taker][row[0]] += 1
-        self.rows[giver].remove(row)
-        self.rows[taker].append(row)
+    def _add(self, bundle: Bundle, rank: int) -> None:
+        self.loads[rank] += self._added(self._offer(bundle, rank), rank)
+        self._siblings[rank][bundle[0][0]] += len(bundle)
+        self.rows[rank] += bundle
+        self._offers[rank] = None

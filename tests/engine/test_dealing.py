@@ -70,19 +70,14 @@ def of_lognormal_lengths(count: int, work: WorkModel) -> list[Siblings]:
     return families
 
 
-@pytest.mark.parametrize("ranks", [2, 8, 32])
-@pytest.mark.parametrize(
-    ("shares", "groups", "bound"), [(False, 2, 1.02), (True, 8, 1.02), (True, 2, 1.05)], ids=["alone", "shared", "few"]
-)
-def test_the_longest_rank_has_hardly_more_to_do_than_the_mean(
-    shares: bool, groups: int, bound: float, ranks: int
-) -> None:
-    """`groups` a rank. A group that is divided costs its prompt again: with two of them that
-    may cost more than it evens out."""
+@pytest.mark.parametrize("ranks", [2, 8, 32, 128])
+@pytest.mark.parametrize(("shares", "groups"), [(False, 2), (True, 8), (True, 2)], ids=["alone", "shared", "few"])
+def test_the_longest_rank_has_hardly_more_to_do_than_the_mean(shares: bool, groups: int, ranks: int) -> None:
+    """`groups` a rank; a group that is divided costs its prompt again."""
     families = of_lognormal_lengths(groups * ranks, WorkModel.of(SMOLLM2, shares_prompts=shares))
     dealt = deal(families, ranks)
     loads = [load(rows, families) for rows in dealt]
-    assert max(loads) <= bound * sum(loads) / ranks
+    assert max(loads) <= 1.02 * sum(loads) / ranks
     whole = sum(family.prompt + sum(family.rows) for family in families)
     assert sum(loads) <= 1.03 * whole, "prompts are computed again and again"
 
