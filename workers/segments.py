@@ -1,13 +1,14 @@
 """Which tokens of packed rows attend to which: each to its own row and to the prompt that the row shares with others.
 
-Suffixes: `S` tokens of the packed row, `Q` queries, `K` keys; `B` blocks of `L` tokens.
+Suffixes: `S` tokens of the packed row, `Q` queries, `K` keys; `B` blocks of `L` tokens; `H` heads, of which several
+queries share a key's; `D` a head's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 
 import torch
@@ -29,8 +30,8 @@ class Segments:
         """`families` as they lie, in the order of `in_order`."""
         self._families, self._device = families, device
         self._longest = max(family.longest for family in families)
-        self._masks: dict[tuple[_Stretch | None, int | None, torch.dtype], Tensor] = {}
-        """By the call (None: that of the blocks), window and type: layers share them."""
+        self._masks: dict[tuple[_Stretch | None, int | None, torch.dtype, int], Tensor] = {}
+        """By the call (None: that of the blocks) and what else `_mask` is asked for: layers share them."""
 
     @staticmethod
     def in_order(families: Sequence[Family]) -> list[Family]:
@@ -94,26 +95,30 @@ class Segments:
             tensor.split(lengths, dim=2) for tensor in (query, key, value)
         )
         window = window if window and window < self._longest else None
+        mask_of = partial(self._mask, window=window, dtype=query.dtype, times=query.shape[1] // key.shape[1])
         said = []
         if self._blocks is not None:
             blocks = (self._blocks.cut(tensor) for tensor in (q_small, k_small, v_small))
-            mask = self._mask(None, window, query.dtype)
-            out = sdpa_attention_forward(module, *blocks, mask, scaling=scale, is_causal=True)[0]
-            said.append(self._blocks.joined(out))
+            said.append(self._blocks.joined(_attend(*blocks, mask_of(None), scale)))
         for stretch, q, k, v in zip(self._stretches, qs, ks, vs, strict=True):
             if stretch.prompt is not None:
                 k, v = torch.cat([ks[stretch.prompt], k], dim=2), torch.cat([vs[stretch.prompt], v], dim=2)
-            is_causal = stretch.is_one_row and stretch.prompt is None and window is None
-            mask = None if is_causal else self._mask(stretch, window, query.dtype)
-            said.append(sdpa_attention_forward(module, q, k, v, mask, scaling=scale, is_causal=True)[0])
+            if stretch.is_long_row and window is None:
+                said.append(sdpa_attention_forward(module, q, k, v, None, scaling=scale, is_causal=True)[0])
+            else:
+                said.append(_attend(q, k, v, mask_of(stretch), scale))
         return torch.cat(said, dim=1)
 
-    def _mask(self, stretch: _Stretch | None, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the attention of a stretch, or of the blocks: nothing, or minus infinity."""
-        key = (stretch, window, dtype)
+    def _mask(self, stretch: _Stretch | None, *, window: int | None, dtype: torch.dtype, times: int) -> Tensor:
+        """What is added to the attention of a stretch, or of the blocks: nothing, or minus infinity.
+
+        [..., Q, K], so many times below each other.
+        """
+        key = (stretch, window, dtype, times)
         if key not in self._masks:
             sees = self._seen_in_blocks(window) if stretch is None else self._seen_from(stretch, window)
-            self._masks[key] = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, -torch.inf)
+            mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, -torch.inf)
+            self._masks[key] = torch.cat([mask] * times, dim=-2)
         return self._masks[key]
 
     def _seen_in_blocks(self, window: int | None) -> Tensor:
@@ -127,6 +132,17 @@ class Segments:
         if stretch.prompt is not None:
             key_K = torch.cat([self._stretches[stretch.prompt].places(self._device), own_Q])
         return self._tokens.see(own_Q, key_K, window)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """[B, heads, Q, D] -> [B, Q, heads, D]. `mask` [..., Q, K] as often as a key's head serves several of the queries'.
+
+    Those heads come one behind the other, as further queries of it: keys, values and their gradients are there once.
+    """
+    shared = query.shape[1] // key.shape[1]
+    query_BHQD = query.unflatten(1, (-1, shared)).flatten(2, 3)
+    out_BHQD = nn.functional.scaled_dot_product_attention(query_BHQD, key, value, attn_mask=mask, scale=scale)
+    return out_BHQD.unflatten(2, (shared, -1)).flatten(1, 2).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +226,8 @@ class _Stretch:
     tokens: int
     prompt: int | None
     """The number of the stretch that its rows begin with; None where they begin here."""
-    is_one_row: bool
+    is_long_row: bool
+    """One row alone, so long that the kernel's own way of leaving out later tokens is faster than a mask."""
 
     def places(self, device: torch.device) -> Tensor:
         """Of its tokens in the packed row."""
@@ -220,23 +237,24 @@ class _Stretch:
 def _stretches_of(families: Sequence[Family], *, start: int) -> list[_Stretch]:
     stretches: list[_Stretch] = []
 
-    def add(tokens: int, *, prompt: int | None, is_one_row: bool) -> None:
+    def add(tokens: int, *, prompt: int | None) -> None:
         end = stretches[-1].start + stretches[-1].tokens if stretches else start
-        stretches.append(_Stretch(start=end, tokens=tokens, prompt=prompt, is_one_row=is_one_row))
+        is_long_row = prompt is None and tokens > BLOCK_TOKENS
+        stretches.append(_Stretch(start=end, tokens=tokens, prompt=prompt, is_long_row=is_long_row))
 
     for family in families:
         if len(family.rows) == 1:
-            add(family.tokens, prompt=None, is_one_row=True)
+            add(family.tokens, prompt=None)
             continue
-        add(family.prompt_tokens, prompt=None, is_one_row=True)
+        add(family.prompt_tokens, prompt=None)
         prompt = len(stretches) - 1
         together: list[int] = []
         for tokens in family.response_tokens:
             if together and sum(together) + tokens > BLOCK_TOKENS:
-                add(sum(together), prompt=prompt, is_one_row=len(together) == 1)
+                add(sum(together), prompt=prompt)
                 together = []
             together.append(tokens)
-        add(sum(together), prompt=prompt, is_one_row=len(together) == 1)
+        add(sum(together), prompt=prompt)
     return stretches
 
 
