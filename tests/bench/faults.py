@@ -218,7 +218,7 @@ def _told(later: Sequence[Line], death: Death) -> list[float]:
 
 
 def _replaced(run: Disturbed, death: Death) -> list[float]:
-    """A worker that was idle when it died: by when Ray started a process for it, or one that was ready took its name."""
+    """A worker that was idle: when Ray began a process in its place, or one that was ready took its name."""
     born = run.births.get(death.point.partition("/")[0].replace(" ", "_"), {})
     came = [began_s if began_s > death.at_s else named_s for began_s, named_s in born.items()]
     return [at_s - death.at_s for at_s in came if at_s > death.at_s]
