@@ -21,6 +21,8 @@ CLOSE_ENOUGH = 1.005
 MOVES_PER_RANK = 16
 PARTNERS = 64
 """Ranks, from the least loaded on, that the most loaded one tries to exchange with."""
+MOST_TOGETHER = 32
+"""Siblings that move together, unless it is all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +192,9 @@ class _Table:
             for number, count in self._siblings[rank].items():
                 if self._families[number].prompt:
                     own = sorted((row for row in self.rows[rank] if row[0] == number), key=self._cost)
-                    bundles += [tuple(own[:size]) for size in range(2, count + 1)]
-                    bundles += [tuple(own[-size:]) for size in range(2, count)]
+                    sizes = range(2, min(count, MOST_TOGETHER + 1))
+                    bundles += [tuple(some) for size in sizes for some in (own[:size], own[-size:])]
+                    bundles += [tuple(own)] if count > 1 else []
             offers = sorted((self._offer(bundle, rank) for bundle in bundles), key=attrgetter("spared"))
             offered = self._offers[rank] = offers, [offer.spared for offer in offers]
         return offered
