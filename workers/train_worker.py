@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.serialization import set_crc32_options
 from transformers import PreTrainedModel
 
 from workers.activations import keep_within
@@ -251,6 +252,8 @@ class TrainWorker(ABC):
 
     def save(self, folder: Path) -> None:
         """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position."""
+        # The manifest has the SHA-256 of each file; a zip file's own checksums take six times as long as all the rest.
+        set_crc32_options(False)
         self._engine.save_checkpoint(
             str(folder),
             tag=self._rank.role,
