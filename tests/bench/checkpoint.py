@@ -4,9 +4,10 @@
     python -m tests.bench.checkpoint --json checkpoint.json
     python -m tests.bench.checkpoint --sizes 64 --repeats 3 --folder runs
 
-`plain` is `torch.save` and one fsync. A whole save of ours holds the run up while `torch.save` runs without a zip file's
-own checksums (`stall`); fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix products on
-one thread are then. The two take turns on a disk that has settled, the newest of each is kept, figures are medians of ratios.
+`plain` is `torch.save` and one fsync. A whole save of ours holds the run up while `torch.save` runs without a zip
+file's own checksums (`stall`); fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix
+products on one thread are then. The two take turns on a disk that has settled, the newest of each is kept, figures are
+medians of ratios.
 
 Then both are killed before and within every change of the disk that a save makes, and their power is cut after each
 (`tests/power_loss.py`). The plain way is the common one: files in their place, a tracker file that names the newest
