@@ -37,7 +37,8 @@ for number in range(1500):
     print(f"worker {number:06d}", "x" * 85, flush=True)
     time.sleep(0.0005)
 subprocess.run([sys.executable, "-c", child], check=True)
-while log.stat().st_size > limit:
+# Nothing yet is in it while it is being shortened.
+while not 0 < log.stat().st_size <= limit:
     time.sleep(0.02)
 print("the very last line", flush=True)
 faulthandler.dump_traceback()
