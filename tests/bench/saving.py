@@ -4,8 +4,9 @@
     python -m tests.bench.saving --json saving.json   # the same as JSON; --json alone prints it
     python -m tests.bench.saving --case nano --pairs 1 train.zero_stage=1
 
-Real runs of the real command, in turns. A run's pace is from the end of its first step to the end of its last, with one
-save: what it waits for, and what is written beside the steps after. Both must have learned the same, to the bit, or the
+Real runs of the real command, in turns. The first save warms up (the kernel finds memory for the files); a run's pace is
+from the end of the step after it to the end of the last, with one save: what it waits for, and what is written beside
+the steps after. Both must have learned the same, to the bit, or the
 figure is void. Steps alone vary by more than the goal on a machine that is shared, so what a run waits for is told
 apart: the time between two steps. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2.
 """
@@ -33,7 +34,8 @@ from tests.bench._runs import REPOSITORY
 from tests.bench.start import CASES
 from tests.bench.step import SMOLLM2
 
-SAVE_EVERY, STEPS = 10, 12
+SAVE_EVERY = 10
+FIRST, LAST_SAVED, STEPS = 11, 20, 22
 LOOK_EVERY_S = 0.02
 QUIET = ("evaluation.prompts=0", f"run.steps={STEPS}", "run.keep_checkpoints=1", "run.resume=never")
 
@@ -43,7 +45,7 @@ class Paced:
     """One run's."""
 
     seconds: float
-    """From the end of the first step to the end of the last."""
+    """From the end of step FIRST to the end of the last."""
     waited_s: float
     """Between the step after which it saves, where it does, and the next one."""
     weights: str
@@ -69,8 +71,8 @@ def paced(overrides: Sequence[str], *, save_every_steps: int) -> Paced:
             raise SystemExit(f"the run ended with {process.returncode}: {' '.join(told)}")
         steps = [json.loads(line) for line in rows.read_text().splitlines()]
     return Paced(
-        seconds=seen[STEPS - 1] - seen[0],
-        waited_s=seen[SAVE_EVERY] - seen[SAVE_EVERY - 1] - steps[SAVE_EVERY]["time/step_s"],
+        seconds=seen[STEPS - 1] - seen[FIRST - 1],
+        waited_s=seen[LAST_SAVED] - seen[LAST_SAVED - 1] - steps[LAST_SAVED]["time/step_s"],
         weights=steps[-1]["weights_checksum"],
     )
 
@@ -92,10 +94,10 @@ def measured(without: Sequence[Paced], beside: Sequence[Paced]) -> Saving:
     if len({one.weights for one in (*without, *beside)}) > 1:
         raise SystemExit("the runs did not learn the same: the figures are void")
     return Saving(
-        step_s=statistics.median(one.seconds for one in without) / (STEPS - 1),
-        saving_step_s=statistics.median(one.seconds for one in beside) / (STEPS - 1),
+        step_s=statistics.median(one.seconds for one in without) / (STEPS - FIRST),
+        saving_step_s=statistics.median(one.seconds for one in beside) / (STEPS - FIRST),
         waited_share=statistics.median(
-            (b.waited_s - a.waited_s) / (SAVE_EVERY * a.seconds / (STEPS - 1))
+            (b.waited_s - a.waited_s) / (SAVE_EVERY * a.seconds / (STEPS - FIRST))
             for a, b in zip(without, beside, strict=True)
         ),
         slower=1.0 - statistics.median(a.seconds / b.seconds for a, b in zip(without, beside, strict=True)),
