@@ -4,11 +4,11 @@
     python -m tests.bench.saving --json saving.json   # the same as JSON; --json alone prints it
     python -m tests.bench.saving --case nano --pairs 1 train.zero_stage=1
 
-Real runs of the real command, in turns. The first save warms up (the kernel finds memory for the files); a run's pace is
-from the end of the step after it to the end of the last, with one save: what it waits for, and what is written beside
-the steps after. Both must have learned the same, to the bit, or the
-figure is void. Steps alone vary by more than the goal on a machine that is shared, so what a run waits for is told
-apart: the time between two steps. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2.
+Real runs of the real command, in turns. The first save warms up (the kernel finds memory for the files); a run's pace
+is from the end of the step after it to the end of the last, with one save: what it waits for, and what is written
+beside the steps after. Both must have learned the same, to the bit, or the figure is void. Steps alone vary by more
+than the goal on a machine that is shared, so what a run waits for is told apart: the time between two steps. SmolLM2's
+folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2.
 """
 
 from __future__ import annotations
