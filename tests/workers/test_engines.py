@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -553,7 +554,17 @@ def test_in_flight_a_new_request_reads_nothing_of_the_old_weights_though_others_
 ) -> None:
     old, new = plain(in_flight.folder), perturbed(in_flight.folder)
     endless = Sampling(temperature=1.0, max_tokens=200)
-    running = in_flight.worker.generate(request(LONG, draw=0, samples=16, sampling=endless))
+    step, has_begun = in_flight.engine.step, Event()
+
+    def step_and_tell() -> object:
+        done = step()
+        has_begun.set()
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_flight.engine, "step", step_and_tell)
+        running = in_flight.worker.generate(request(LONG, draw=0, samples=16, sampling=endless))
+        assert has_begun.wait(60)
     manifest = publish(new, version=3)
     assert in_flight.worker.load_weights(manifest).result(60).version == 3
     # The same prompt, whose blocks lie in the cache since the first group came.
