@@ -106,12 +106,16 @@ def _bundles(families: Sequence[Siblings], *, share: float) -> Iterator[Bundle]:
             continue
         places.sort(key=lambda place: -family.rows[place[1]])
         while places:
-            room, bundle = CLOSE_ENOUGH * share - family.prompt, places[:1]
-            for place in places[1:]:
-                if sum(family.rows[row] for _, row in (*bundle, place)) <= room:
+            room, bundle, rest = CLOSE_ENOUGH * share - family.prompt, list[Place](), list[Place]()
+            for place in places:
+                cost = family.rows[place[1]]
+                if not bundle or cost <= room:
                     bundle.append(place)
+                    room -= cost
+                else:
+                    rest.append(place)
             yield tuple(bundle)
-            places = [place for place in places if place not in bundle]
+            places = rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,6 @@ class _Offer:
     """A bundle that a rank could give away."""
 
     bundle: Bundle
-    family: int
     cost: float
     """Of its rows, without their prompt."""
     spared: float
@@ -137,7 +140,7 @@ class _Table:
         """How many rows of each family a rank has."""
         self._offers: list[tuple[list[_Offer], list[float]] | None] = [None] * ranks
         least = [(0.0, rank) for rank in range(ranks)]
-        for bundle in sorted(bundles, key=lambda bundle: (-self._alone(bundle), bundle)):
+        for bundle in sorted(bundles, key=lambda bundle: (-self._cost(bundle) - self._prompt(bundle), bundle)):
             _, rank = heapq.heappop(least)
             self._add(bundle, rank)
             heapq.heappush(least, (self.loads[rank], rank))
@@ -173,15 +176,19 @@ class _Table:
         of_most, of_other = self.loads[most], self.loads[other]
         half, (others, spared) = (of_most - of_other) / 2, self._offered(other)
         for given in self._offered(most)[0]:
-            without, with_given = of_most - given.spared, of_other + self._added(given, other)
+            without, with_given = of_most - given.spared, of_other + self._added(given.bundle, given.cost, other)
             yield max(without, with_given), given, None
             at = bisect_left(spared, given.spared - half)
             for taken in others[max(0, at - 1) : at + 2]:
-                if taken.family == given.family:  # both have the prompt, before and after
+                if taken.bundle[0][0] == given.bundle[0][0]:  # both have the prompt, before and after
                     difference = given.cost - taken.cost
                     yield max(of_most - difference, of_other + difference), given, taken
                 else:
-                    yield max(without + self._added(taken, most), with_given - taken.spared), given, taken
+                    yield (
+                        max(without + self._added(taken.bundle, taken.cost, most), with_given - taken.spared),
+                        given,
+                        taken,
+                    )
 
     def _offered(self, rank: int) -> tuple[list[_Offer], list[float]]:
         """What the rank could give away, by what it would be spared: single rows, and of siblings with a prompt two,
@@ -191,7 +198,9 @@ class _Table:
             bundles: list[Bundle] = [(row,) for row in self.rows[rank]]
             for number, count in self._siblings[rank].items():
                 if self._families[number].prompt:
-                    own = sorted((row for row in self.rows[rank] if row[0] == number), key=self._cost)
+                    own = sorted(
+                        (row for row in self.rows[rank] if row[0] == number), key=lambda row: self._cost((row,))
+                    )
                     sizes = range(2, min(count, MOST_TOGETHER + 1))
                     bundles += [tuple(some) for size in sizes for some in (own[:size], own[-size:])]
                     bundles += [tuple(own)] if count > 1 else []
@@ -200,21 +209,19 @@ class _Table:
         return offered
 
     def _offer(self, bundle: Bundle, rank: int) -> _Offer:
-        number, cost = bundle[0][0], sum(map(self._cost, bundle))
-        takes_prompt = self._siblings[rank][number] == len(bundle)
-        spared = cost + self._families[number].prompt if takes_prompt else cost
-        return _Offer(bundle=bundle, family=number, cost=cost, spared=spared)
+        cost, is_all = self._cost(bundle), self._siblings[rank][bundle[0][0]] == len(bundle)
+        return _Offer(bundle=bundle, cost=cost, spared=cost + self._prompt(bundle) if is_all else cost)
 
-    def _added(self, offer: _Offer, rank: int) -> float:
-        """What a rank would have to do more."""
-        return offer.cost if self._siblings[rank][offer.family] else offer.cost + self._families[offer.family].prompt
+    def _added(self, bundle: Bundle, cost: float, rank: int) -> float:
+        """What a rank would have to do more for a bundle whose rows cost that."""
+        return cost if self._siblings[rank][bundle[0][0]] else cost + self._prompt(bundle)
 
-    def _cost(self, row: Place) -> float:
-        return self._families[row[0]].rows[row[1]]
+    def _cost(self, bundle: Bundle) -> float:
+        """Of its rows, without their prompt."""
+        return sum(self._families[number].rows[row] for number, row in bundle)
 
-    def _alone(self, bundle: Bundle) -> float:
-        """Of a bundle with its prompt."""
-        return self._families[bundle[0][0]].prompt + sum(map(self._cost, bundle))
+    def _prompt(self, bundle: Bundle) -> float:
+        return self._families[bundle[0][0]].prompt
 
     def _move(self, bundle: Bundle, giver: int, taker: int) -> None:
         self.loads[giver] -= self._offer(bundle, giver).spared
@@ -224,7 +231,7 @@ class _Table:
         self._add(bundle, taker)
 
     def _add(self, bundle: Bundle, rank: int) -> None:
-        self.loads[rank] += self._added(self._offer(bundle, rank), rank)
+        self.loads[rank] += self._added(bundle, self._cost(bundle), rank)
         self._siblings[rank][bundle[0][0]] += len(bundle)
         self.rows[rank] += bundle
         self._offers[rank] = None

@@ -226,8 +226,11 @@ class _Stretch:
     tokens: int
     prompt: int | None
     """The number of the stretch that its rows begin with; None where they begin here."""
-    is_long_row: bool
-    """One row alone, so long that the kernel's own way of leaving out later tokens is faster than a mask."""
+
+    @property
+    def is_long_row(self) -> bool:
+        """Whether it is one row alone whose mask, as large as its square, is left to the kernel."""
+        return self.prompt is None and self.tokens > BLOCK_TOKENS
 
     def places(self, device: torch.device) -> Tensor:
         """Of its tokens in the packed row."""
@@ -239,8 +242,7 @@ def _stretches_of(families: Sequence[Family], *, start: int) -> list[_Stretch]:
 
     def add(tokens: int, *, prompt: int | None) -> None:
         end = stretches[-1].start + stretches[-1].tokens if stretches else start
-        is_long_row = prompt is None and tokens > BLOCK_TOKENS
-        stretches.append(_Stretch(start=end, tokens=tokens, prompt=prompt, is_long_row=is_long_row))
+        stretches.append(_Stretch(start=end, tokens=tokens, prompt=prompt))
 
     for family in families:
         if len(family.rows) == 1:

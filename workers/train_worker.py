@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.serialization import set_crc32_options
+from torch.utils.serialization import config as serialization
 from transformers import PreTrainedModel
 
 from workers.activations import keep_within
@@ -252,14 +252,14 @@ class TrainWorker(ABC):
 
     def save(self, folder: Path) -> None:
         """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position."""
-        # The manifest has the SHA-256 of each file; a zip file's own checksums take six times as long as all the rest.
-        set_crc32_options(False)
-        self._engine.save_checkpoint(
-            str(folder),
-            tag=self._rank.role,
-            client_state={"updates_done": self._updates_done},
-            exclude_frozen_parameters=self._saves_only_what_is_learned,
-        )
+        # The manifest has the SHA-256 of each file; a zip file's own checksums take five times as long as the rest.
+        with serialization.patch("save.compute_crc32", False):
+            self._engine.save_checkpoint(
+                str(folder),
+                tag=self._rank.role,
+                client_state={"updates_done": self._updates_done},
+                exclude_frozen_parameters=self._saves_only_what_is_learned,
+            )
 
     def load(self, folder: Path) -> None:
         """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.serialization import set_crc32_options
+from torch.utils.serialization import config as serialization
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState
 from engine.checkpoint_writer import CheckpointWriter
@@ -114,9 +114,8 @@ def _median_ratio(these: list[float], those: list[float]) -> float:
 
 def save_as_trainers_do(state: State, path: Path) -> None:
     """Without a zip file's own checksums: what is committed has those of the manifest."""
-    set_crc32_options(False)
-    torch.save(state, path)
-    set_crc32_options(True)
+    with serialization.patch("save.compute_crc32", False):
+        torch.save(state, path)
 
 
 def save_plainly(state: State, folder: Path, step: int) -> float:

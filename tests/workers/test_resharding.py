@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -325,6 +326,20 @@ def _padded(shard: dict[str, Any]) -> dict[str, Any]:
         return shard
     pads = zip(shard[key], shard["group_paddings"], strict=True)
     return shard | {key: [torch.nn.functional.pad(part, (0, padding)) for part, padding in pads]}
+
+
+# ----------------------------------------------------------------------------- what is written
+
+
+def test_a_trainers_files_carry_no_checksums_of_a_zip_file_beside_the_manifests(
+    processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path
+) -> None:
+    calls = [*steps_of(train, ranks=1)[0][:1], ("save", (tmp_path,))]
+    processes[1](train, setup_of(folder, stage=1), by_rank=[calls])
+    files = list((tmp_path / "policy").glob("*.pt"))
+    assert len(files) == 2
+    for file in files:
+        assert {entry.CRC for entry in ZipFile(file).infolist()} == {0}
 
 
 # ----------------------------------------------------------------------------- what is refused
