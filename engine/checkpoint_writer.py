@@ -2,11 +2,12 @@
 
 A checkpoint is written aside, made durable, sealed by a manifest, and becomes one by a single rename:
 
-    step_000010.tmp-4711/ --write--> --state.json, fsync, manifest.json, fsync, rename--> step_000010/
+    step_000010.tmp-4711/ --begin--> --written--state.json, fsync, manifest.json, fsync, rename--> step_000010/
                           staging              committing, on a thread of its own
 
-Only staging holds the run up: the trainers' states must not change while they are written. Older checkpoints are
-removed when the new one is in place, and never before.
+Only staging holds the run up. A trainer that has begun answers nobody until it has written what it holds, so what is
+written does not change, and the engines decode the next step's responses meanwhile. Older checkpoints are removed when
+the new one is in place, and never before.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from engine.checkpoint_room import DiskFull, free_bytes, is_for_lack_of_room, wh
 from workers.crash_points import crash_point
 
 STAGED = re.compile(r"step_\d{6,}\.tmp-(?P<pid>\d+)")
+Begin = Callable[[Path], Callable[[], None]]
+"""Begins to write into the folder that it is given, and returns what waits until everything is written: on a thread
+beside the run, whatever the run does meanwhile. Both raise what went wrong."""
 
 
 class CheckpointWriter:
@@ -60,16 +64,16 @@ class CheckpointWriter:
     def save(
         self,
         step: int,
-        write: Callable[[Path], None],
+        begin: Begin,
         state: CheckpointState,
         *,
         best: frozenset[int] = frozenset(),
     ) -> None:
-        """Have `write` put the trainers' part into the folder it is given; commit that with `state` in the background.
+        """Have `begin` put the trainers' part into the folder it is given; commit that with `state` in the background.
 
         Settles the save before. A same step is replaced. `best`: steps whose checkpoints stay beside the newest `keep`.
-        Raises DiskFull, CheckpointError where the disk or the save before failed, or what `write` raises: nothing was
-        saved then, and the checkpoints before are untouched.
+        Raises DiskFull, CheckpointError where the disk or the save before failed, or what `begin` raises: nothing was
+        saved then, and the checkpoints before are untouched. What fails later is raised by the next call.
         """
         if state.step != step:
             raise ValueError(f"the state is of step {state.step}, but step {step} is being saved")
@@ -81,8 +85,8 @@ class CheckpointWriter:
             _remove_abandoned(self._folder)
             self._see_to_room(step, need, best)
             staged.mkdir()
-            write(staged)
-        self._under_way = _beside(lambda: self._commit(staged, step, text, best))
+            written = begin(staged)
+        self._under_way = _beside(lambda: self._commit(staged, step, written, text, best))
 
     def committed(self) -> list[Path]:
         """What was committed since this was last asked. Never waits. Raises the error of a commit that failed, once."""
@@ -110,13 +114,14 @@ class CheckpointWriter:
     ) -> None:
         try:
             self.settle()
-        except CheckpointError as failed:
+        except Exception as failed:  # whatever a trainer raised, too; noted, or raised again
             if error is None:
                 raise
-            error.add_note(str(failed))
+            error.add_note(str(failed).partition("\n")[0])
 
-    def _commit(self, staged: Path, step: int, state: str, best: frozenset[int]) -> None:
+    def _commit(self, staged: Path, step: int, written: Callable[[], None], state: str, best: frozenset[int]) -> None:
         with self._whole_or_nothing(staged, step):
+            written()
             crash_point("driver/commit/seal")
             (staged / STATE).write_text(state)
             _seal(staged)

@@ -96,12 +96,17 @@ def find_start(config: Config, data_fingerprint: str, checkpoints: Checkpoints, 
     return Start(progress=progress, folder=saved.path)
 
 
-def save_models(folder: Path, config: Config, workers: Workers) -> None:
-    """What the trainers hold, and a reference that is not as the run began."""
-    workers.policy.save(folder)
-    workers.critic.save(folder)
+def begin_to_save(folder: Path, config: Config, workers: Workers) -> Callable[[], None]:
+    """What the trainers hold, and a reference that is not as the run began; returns what waits until it is written."""
+    writing = [workers.policy.save(folder), workers.critic.save(folder)]
     if config.algo.online and config.algo.reference_refresh.every_steps:
-        workers.reference.save(folder)
+        writing.append(workers.reference.save(folder))
+
+    def written() -> None:
+        for wait in writing:
+            wait()
+
+    return written
 
 
 def nothing_more(folder: Path) -> None:
@@ -141,6 +146,8 @@ class SavePoints:
                 except KeyboardInterrupt:
                     self._tracker.say(f"{self._stop.asked} after step {self._here.step}")
                     self._save()
+                    with self._minding_a_full_disk():
+                        self._writer.settle()
                     raise
                 with self._minding_a_full_disk():
                     self._writer.settle()
@@ -179,16 +186,17 @@ class SavePoints:
             data_fingerprint=self._data_fingerprint,
         )
 
-        def write(folder: Path) -> None:
-            save_models(folder, config, self._workers)
+        def begin(folder: Path) -> Callable[[], None]:
+            written = begin_to_save(folder, config, self._workers)
             self._write_more(folder)
+            return written
 
         with self._tracker.phase("save"):
             # By itself: what became of the one before is no reason to leave this one out. And it may be the best.
             with self._minding_a_full_disk():
                 self._writer.settle()
             with self._minding_a_full_disk():
-                self._writer.save(here.step, write, state, best=self._best_step())
+                self._writer.save(here.step, begin, state, best=self._best_step())
                 self._saved_step = here.step
 
     def _best_step(self) -> frozenset[int]:

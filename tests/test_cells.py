@@ -77,13 +77,19 @@ class OneStudent:
     def first_logprobs(self, shares: Sequence[Any]) -> list[Any]:
         return [self._worker.first_logprobs(shares[0])]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Callable[[], None]:
         self._worker.save(folder)
+        return nothing_to_wait_for
 
 
 class NoCritic:
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Callable[[], None]:
         """There is none."""
+        return nothing_to_wait_for
+
+
+def nothing_to_wait_for() -> None:
+    """What is asked of a worker that lives right here is done when it returns."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ everybody was doing."""
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from workers.stacks import stacks_of
+from workers.stacks import size_within, stacks_of
 from workers.stopped import RunStopped, WorkerDied
 
 LOG_TAIL_LINES = 15
@@ -104,6 +105,13 @@ class Roster:
                 raise self.died(error, [sign], role=wait.role, verb=wait.verb) from None
             self.watch(actor)
 
+    def beside(self) -> Roster:
+        """The same people, for waits on a thread beside the run's: of deaths it is told by its own calls alone, and the
+        run is still to see them."""
+        other = copy.copy(self)
+        other._signs = {}
+        return other
+
     def watch(self, actor: ActorHandle) -> None:
         """From now on a wait for whoever it may be ends when this worker dies."""
         self._signs[actor.__ray_ready__.remote()] = actor
@@ -125,6 +133,7 @@ class Roster:
         told = stacks_of({name: self.log_path(name) for name in self._names.values()})
         path = self._log_folder / "stacks.txt"
         with path.open("a") as file:
+            size_within(path)
             for name, stacks in told.items():
                 file.write(f"=== {name}, {time.strftime('%F %T')}\n{stacks or '(no answer)'}\n")
         lines = []

@@ -5,10 +5,11 @@ A worker becomes an actor here, where its bundle is known. Every wait has a dead
 
 from __future__ import annotations
 
+import copy
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,6 +140,16 @@ class WorkerGroup:
         """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
         self._there(refs, wanted=len(refs), verb=verb)
 
+    def waiter(self, refs: Sequence[ObjectRef], *, verb: str) -> Callable[[], None]:
+        """What waits for the answers on another thread, beside what the run waits for; it raises what `wait` does."""
+        beside = copy.copy(self)
+        beside._hosting = replace(self._hosting, roster=self._hosting.roster.beside())
+
+        def wait() -> None:
+            beside.wait(refs, verb=verb)
+
+        return wait
+
     def _there(self, refs: Sequence[ObjectRef], *, wanted: int, verb: str) -> list[ObjectRef]:
         with self._waiting(refs, verb) as slices_s:
             ready: list[ObjectRef] = []
@@ -179,8 +190,10 @@ class TrainerGroup(WorkerGroup):
             except (RayTaskError, GetTimeoutError):
                 continue
 
-    def save(self, folder: Path) -> None:
-        self.wait([actor.save.remote(folder) for actor in self._actors], verb="save")
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Begins; returns what waits for its end. Each rank answers in the order in which it is asked: what it is asked
+        later, it does when it has written what it held now."""
+        return self.waiter([actor.save.remote(folder) for actor in self._actors], verb="save")
 
     def load(self, folder: Path) -> None:
         self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")
@@ -321,9 +334,9 @@ class ReferenceGroup(WorkerGroup):
         """Move towards the policy's weights, by this share of the way."""
         self.wait([actor.follow.remote(manifest, share) for actor in self._actors], verb="follow the policy")
 
-    def save(self, folder: Path) -> None:
-        """One copy is enough: all are equal."""
-        self.wait([actor.save.remote(folder) for actor in self._actors[:1]], verb="save")
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Begins, as a trainer does. One copy is enough: all are equal."""
+        return self.waiter([actor.save.remote(folder) for actor in self._actors[:1]], verb="save")
 
     def load(self, folder: Path) -> None:
         self.wait([actor.load.remote(folder) for actor in self._actors], verb="load")

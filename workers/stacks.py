@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ STACKS_SIGNAL = signal.SIGUSR1
 WRITTEN_WITHIN_S = 2.0
 FAR_WITHIN_S = 10.0
 """For a node to start a process that sends the signal."""
+STACKS_LIMIT = 16 * 2**20
+"""Bytes of a file of stacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ def whereabouts_of(log: Path) -> Whereabouts | None:
 def stacks_of(logs: Mapping[str, Path]) -> dict[str, str]:
     """What each worker, by name and with its log, answers; empty for one that does not."""
     files = {name: _stacks_file(log) for name, log in logs.items()}
-    began = {name: file.stat().st_size for name, file in files.items() if file.exists()}
+    began = {name: size_within(file) for name, file in files.items() if file.exists()}
     _ask([where for log in logs.values() if (where := whereabouts_of(log)) is not None])
     deadline = time.monotonic() + WRITTEN_WITHIN_S
     written: dict[str, str] = {}
@@ -64,6 +67,13 @@ def stacks_of(logs: Mapping[str, Path]) -> dict[str, str]:
             break
         time.sleep(0.05)
     return {name: written.get(name, "") for name in logs}
+
+
+def size_within(file: Path, *, limit: int = STACKS_LIMIT) -> int:
+    """How large a file of stacks is; one that has exceeded the limit begins anew. Whoever appends goes on there."""
+    if file.stat().st_size > limit:
+        os.truncate(file, 0)
+    return file.stat().st_size
 
 
 def _stacks_file(log: Path) -> Path:

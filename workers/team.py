@@ -75,10 +75,10 @@ class Workers:
 
         Raises, at the end, what ended the judge's server, where functions ask one.
         """
-        if self.shares_devices:
-            self.policy.offload()
-            self.critic.offload()
         try:
+            if self.shares_devices:
+                self.policy.offload()
+                self.critic.offload()
             with self.judge.needed():
                 yield
         except KeyboardInterrupt:

@@ -4,10 +4,10 @@
     python -m tests.bench.checkpoint --json checkpoint.json
     python -m tests.bench.checkpoint --sizes 64 --repeats 3 --folder runs
 
-`plain` is `torch.save` and one fsync. A whole save of ours holds the run up while `torch.save` runs without a zip
-file's own checksums (`stall`); fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix
-products on one thread are then. The two take turns on a disk that has settled, the newest of each is kept, figures are
-medians of ratios.
+`plain` is `torch.save` and one fsync. A whole save of ours holds the trainers up while `torch.save` runs without a zip
+file's own checksums (`stall`: a run waits for as much of it as is left when the next step's responses are there);
+fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix products on one thread are then.
+The two take turns on a disk that has settled, the newest of each is kept, figures are medians of ratios.
 
 Then both are killed before and within every change of the disk that a save makes, and their power is cut after each
 (`tests/power_loss.py`). The plain way is the common one: files in their place, a tracker file that names the newest
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from rich.table import Table
 from torch.utils.serialization import config as serialization
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState
-from engine.checkpoint_writer import CheckpointWriter
+from engine.checkpoint_writer import Begin, CheckpointWriter
 from engine.origin import git_version
 from tests.bench._output import tell
 from tests.disk_changes import Change, Fault, Perform, changes_of, failing, in_a_child, told
@@ -68,11 +69,11 @@ class Timing:
     whole_s: float
     """Ours, until it is committed."""
     stall_s: float
-    """Ours, until the run goes on."""
+    """Ours, until the trainers go on."""
     whole_to_plain: float
     stall_to_plain: float
     hidden: float
-    """Share of the whole save that the run does not wait for."""
+    """Share of the whole save that the trainers do not wait for."""
     slowed: float
     """Share of their speed that matrix products lose while a checkpoint is committed."""
 
@@ -85,13 +86,13 @@ def time_of(state: State, folder: Path, *, repeats: int) -> Timing:
         plain_s.append(save_plainly(state, folder, step))
         os.sync()
         started = time.perf_counter()
-        writer.save(step, lambda staged: save_as_trainers_do(state, staged / "model.pt"), progress_of(step))
+        writer.save(step, written_at_once(partial(save_as_trainers_do, state)), progress_of(step))
         stall_s.append(time.perf_counter() - started)
         writer.settle()
         whole_s.append(time.perf_counter() - started)
         writer.committed()
     for step in range(repeats + 1, 2 * repeats + 1):
-        writer.save(step, lambda staged: save_as_trainers_do(state, staged / "model.pt"), progress_of(step))
+        writer.save(step, written_at_once(partial(save_as_trainers_do, state)), progress_of(step))
         beside = products_per_s(until=lambda: bool(writer.committed()))
         end = time.perf_counter() + statistics.median(whole_s)
         slowed.append(1.0 - beside / products_per_s(until=lambda end=end: time.perf_counter() > end))
@@ -112,10 +113,20 @@ def _median_ratio(these: list[float], those: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(these, those, strict=True))
 
 
-def save_as_trainers_do(state: State, path: Path) -> None:
+def save_as_trainers_do(state: State, staged: Path) -> None:
     """Without a zip file's own checksums: what is committed has those of the manifest."""
     with serialization.patch("save.compute_crc32", False):
-        torch.save(state, path)
+        torch.save(state, staged / "model.pt")
+
+
+def written_at_once(write: Callable[[Path], object]) -> Begin:
+    """As for a run that asks something else of its trainers right away."""
+
+    def begin(staged: Path) -> Callable[[], None]:
+        write(staged)
+        return lambda: None
+
+    return begin
 
 
 def save_plainly(state: State, folder: Path, step: int) -> float:
@@ -201,7 +212,7 @@ def found_by_tracker(folder: Path) -> int | None:
 
 def commit(folder: Path, step: int) -> None:
     with CheckpointWriter(Checkpoints(folder=folder, keep=1), need_bytes=0) as writer:
-        writer.save(step, lambda staged: write_states(staged, step), progress_of(step))
+        writer.save(step, written_at_once(partial(write_states, step=step)), progress_of(step))
 
 
 def found_by_manifest(folder: Path) -> int | None:

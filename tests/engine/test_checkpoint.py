@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints, CheckpointState, manifest_of
-from engine.checkpoint_writer import CheckpointWriter
+from engine.checkpoint_writer import Begin, CheckpointWriter
 from engine.fingerprint import flattened
 from workers.config import TrainConfig
 from workers.records import AlgorithmState
@@ -32,13 +32,35 @@ def state_of(step: int) -> CheckpointState:
     )
 
 
-def weights_of(step: int, note: str) -> Callable[[Path], None]:
+Write = Callable[[Path], object]
+
+
+def at_once(write: Write) -> Begin:
+    """Everything is written before the run goes on."""
+
+    def begin(folder: Path) -> Callable[[], None]:
+        write(folder)
+        return lambda: None
+
+    return begin
+
+
+def beside(write: Write) -> Begin:
+    """Everything is written beside the run."""
+
+    def begin(folder: Path) -> Callable[[], None]:
+        return lambda: write(folder) and None
+
+    return begin
+
+
+def weights_of(step: int, note: str) -> Begin:
     def write(folder: Path) -> None:
         (folder / "rank_0").mkdir()
         (folder / "rank_0" / "weights.bin").write_bytes(bytes([step % 256]) * 5000)
         (folder / "note.txt").write_text(note)
 
-    return write
+    return beside(write)
 
 
 def writer_of(checkpoints: Checkpoints) -> CheckpointWriter:
@@ -105,7 +127,8 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path, keep: int) -> None:
     assert found is not None and (found.path / "note.txt").read_text() == "second"
 
 
-def test_a_save_that_raises_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", [at_once, beside])
+def test_a_save_that_raises_leaves_the_checkpoint_before_it(tmp_path: Path, when: Callable[[Write], Begin]) -> None:
     checkpoints = Checkpoints(folder=tmp_path, keep=1)
     save(checkpoints, 10)
 
@@ -113,8 +136,8 @@ def test_a_save_that_raises_leaves_the_checkpoint_before_it(tmp_path: Path) -> N
         (folder / "half").write_text("half")
         raise RuntimeError("the trainer died")
 
-    with pytest.raises(RuntimeError, match="the trainer died"):
-        writer_of(checkpoints).save(20, fail, state_of(20))
+    with pytest.raises(RuntimeError, match="the trainer died"), writer_of(checkpoints) as writer:
+        writer.save(20, when(fail), state_of(20))
     assert names(tmp_path) == ["step_000010"]
 
 

@@ -231,7 +231,7 @@ KILLED_WHILE_WRITING = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, "tests/engine")
-from test_checkpoint import state_of
+from test_checkpoint import at_once, state_of
 from engine.checkpoint import Checkpoints
 from engine.checkpoint_writer import CheckpointWriter
 
@@ -240,7 +240,7 @@ def write(folder):
     print("writing", flush=True)
     time.sleep(60)
 
-CheckpointWriter(Checkpoints(folder=Path(sys.argv[1]), keep=1), need_bytes=0).save(20, write, state_of(20))
+CheckpointWriter(Checkpoints(folder=Path(sys.argv[1]), keep=1), need_bytes=0).save(20, at_once(write), state_of(20))
 """
 
 

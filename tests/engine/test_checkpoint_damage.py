@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_checkpoint import state_of, writer_of
+from test_checkpoint import at_once, state_of, writer_of
 
 from engine.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
 
@@ -69,7 +69,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
     with writer_of(checkpoints) as writer:
         for step in (10, 20):
-            writer.save(step, write, state_of(step))
+            writer.save(step, at_once(write), state_of(step))
     return checkpoints
 
 
@@ -104,7 +104,7 @@ def test_a_bit_that_makes_a_name_point_elsewhere_is_damage_like_any_other(tmp_pa
     """An `o` and a `/` differ in one bit."""
     checkpoints = Checkpoints(folder=tmp_path, keep=1)
     with writer_of(checkpoints) as writer:
-        writer.save(10, lambda folder: (folder / "optimizer.pt").write_bytes(b"1") and None, state_of(10))
+        writer.save(10, at_once(lambda folder: (folder / "optimizer.pt").write_bytes(b"1")), state_of(10))
     manifest = tmp_path / "step_000010" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"optimizer.pt"', '"/ptimizer.pt"'))
     with pytest.raises(CheckpointError, match=r"step_000010: /ptimizer.pt is missing"):

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_checkpoint import flip_a_bit, names, save, state_of, weights_of, writer_of
+from test_checkpoint import at_once, beside, flip_a_bit, names, save, state_of, weights_of, writer_of
 
 from engine.checkpoint import CheckpointError, Checkpoints
 from engine.checkpoint_room import DiskFull, free_bytes
-from engine.checkpoint_writer import CheckpointWriter
+from engine.checkpoint_writer import Begin, CheckpointWriter
 from tests.disk_changes import PATIENCE_S, in_a_child
 from workers.stopped import WorkerDied
 
@@ -64,13 +64,13 @@ def libc_call(name: str, *args: object) -> None:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def large(size: int = LARGE) -> Callable[[Path], None]:
+def large(size: int = LARGE) -> Begin:
     """Weights of so many bytes."""
 
     def write(folder: Path) -> None:
         (folder / "weights.bin").write_bytes(bytes(size))
 
-    return write
+    return beside(write)
 
 
 def save_large(checkpoints: Checkpoints, step: int, size: int = LARGE) -> None:
@@ -91,7 +91,7 @@ def test_a_first_checkpoint_that_is_known_not_to_fit_is_not_begun(tmp_path: Path
     writer = CheckpointWriter(Checkpoints(folder=tmp_path, keep=2), need_bytes=10**18)
     begun: list[Path] = []
     with pytest.raises(DiskFull) as caught:
-        writer.save(10, begun.append, state_of(10))
+        writer.save(10, at_once(begun.append), state_of(10))
     assert begun == []
     assert caught.value.need == 10**18
     assert 0 < caught.value.have < 10**18
@@ -135,7 +135,7 @@ def test_what_a_killed_process_left_too_many_makes_room_first(tmp_path: Path) ->
         for step in (10, 20):
             save_large(Checkpoints(folder=folder, keep=2), step)
         (folder / f"step_000015.tmp-{os.getpid()}").mkdir()
-        large(LARGE // 2)(folder / f"step_000015.tmp-{os.getpid()}")
+        large(LARGE // 2)(folder / f"step_000015.tmp-{os.getpid()}")()
         save_large(Checkpoints(folder=folder, keep=1), 30)
         assert names(folder) == ["step_000030"]
 
@@ -207,7 +207,7 @@ def meets_a_full_disk(writer: str, folder: Path) -> None:
     checkpoints = Checkpoints(folder=folder, keep=1)
     save(checkpoints, 10)
     with pytest.raises(DiskFull):
-        writer_of(checkpoints).save(20, lambda staged: WRITERS[writer](staged / "weights.bin"), state_of(20))
+        writer_of(checkpoints).save(20, at_once(lambda staged: WRITERS[writer](staged / "weights.bin")), state_of(20))
     assert names(folder) == ["step_000010"] and newest(checkpoints) == 10
 
 
@@ -222,12 +222,12 @@ def test_what_writers_say_on_a_full_disk_is_understood(tmp_path: Path, writer: s
     assert process.exitcode == PASSED
 
 
-def raising(error: Exception, cause: Exception | None = None) -> Callable[[Path], None]:
+def raising(error: Exception, cause: Exception | None = None) -> Begin:
     def write(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise error from cause
 
-    return write
+    return beside(write)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -249,8 +249,9 @@ def test_a_quota_and_an_error_that_was_caused_by_a_full_disk_are_one(
     save(checkpoints, 10)
     if cause is not None and cause is not FULL:
         cause.__context__ = FULL
-    with pytest.raises(DiskFull, match=r"are free, but writing ended for lack of room \(.*\); make room$") as caught:
-        writer_of(checkpoints).save(20, raising(error, cause), state_of(20))
+    told = r"are free, but writing ended for lack of room \(.*\); make room$"
+    with pytest.raises(DiskFull, match=told) as caught, writer_of(checkpoints) as writer:
+        writer.save(20, raising(error, cause), state_of(20))
     assert caught.value.__cause__ is error
     assert names(tmp_path) == ["step_000010"]
 
@@ -264,8 +265,8 @@ def test_a_quota_and_an_error_that_was_caused_by_a_full_disk_are_one(
     ],
 )
 def test_an_error_without_a_number_on_a_disk_with_room_is_its_writers_own(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)) as caught:
-        writer_of(Checkpoints(folder=tmp_path, keep=1)).save(10, raising(error), state_of(10))
+    with pytest.raises(type(error)) as caught, writer_of(Checkpoints(folder=tmp_path, keep=1)) as writer:
+        writer.save(10, raising(error), state_of(10))
     assert caught.value is error
     assert names(tmp_path) == []
 
@@ -273,8 +274,8 @@ def test_an_error_without_a_number_on_a_disk_with_room_is_its_writers_own(tmp_pa
 def test_a_worker_that_died_on_a_full_disk_has_died(tmp_path: Path) -> None:
     def body(folder: Path) -> None:
         for error, raised in ((WorkerDied("policy 0 died"), WorkerDied), (ValueError("cut short"), DiskFull)):
-            with pytest.raises(raised):
-                writer_of(Checkpoints(folder=folder, keep=1)).save(10, raising(error), state_of(10))
+            with pytest.raises(raised), writer_of(Checkpoints(folder=folder, keep=1)) as writer:
+                writer.save(10, raising(error), state_of(10))
 
     on_a_disk_of(20, tmp_path, body)
 
@@ -292,12 +293,12 @@ def test_a_disk_that_became_read_only_is_named_and_costs_nothing(tmp_path: Path)
         assert newest(checkpoints) == 10
 
         def write(staged: Path) -> None:
-            weights_of(20, "")(staged)
+            weights_of(20, "")(staged)()
             remount(folder, READ_ONLY)
 
         remount(folder)
         writer = writer_of(checkpoints)
-        writer.save(20, write, state_of(20))
+        writer.save(20, beside(write), state_of(20))
         with pytest.raises(CheckpointError, match="Read-only file system"):
             writer.settle()
         assert newest(checkpoints) == 10
@@ -328,11 +329,11 @@ def test_a_folder_removed_under_a_save_is_named_and_made_anew_by_the_next(tmp_pa
     save(checkpoints, 10)
 
     def write(folder: Path) -> None:
-        weights_of(20, "")(folder)
+        weights_of(20, "")(folder)()
         shutil.rmtree(tmp_path / "run" / gone)
 
     writer = writer_of(checkpoints)
-    writer.save(20, write, state_of(20))
+    writer.save(20, beside(write), state_of(20))
     with pytest.raises(CheckpointError, match=r"step 20 could not be saved in .*No such file or directory"):
         writer.settle()
     writer.save(30, weights_of(30, ""), state_of(30))

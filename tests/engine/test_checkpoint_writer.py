@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_checkpoint import flip_a_bit, names, save, state_of, truncate, weights_of, writer_of
+from test_checkpoint import at_once, beside, flip_a_bit, names, save, state_of, truncate, weights_of, writer_of
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints
 from engine.checkpoint_writer import CheckpointWriter
 from tests.disk_changes import Change, Perform, told
 from workers.records import AlgorithmState
+from workers.stopped import WorkerDied
 
 PATIENCE_S = 60.0
 
@@ -69,20 +70,26 @@ def a_disk_without_renaming() -> Iterator[None]:
 # ----------------------------------------------------------------------------- beside the run
 
 
-def test_a_save_returns_when_the_trainers_have_written(writer: CheckpointWriter, checkpoints: Checkpoints) -> None:
-    threads: list[threading.Thread] = []
+def test_a_save_returns_when_the_trainers_have_begun(writer: CheckpointWriter, checkpoints: Checkpoints) -> None:
+    threads, go_on = [], threading.Event()
 
-    def write(folder: Path) -> None:
+    def begin(folder: Path) -> Callable[[], None]:
         threads.append(threading.current_thread())
-        weights_of(10, "")(folder)
 
-    with a_slow_disk() as go_on:
-        writer.save(10, write, state_of(10))
-        assert threads == [threading.main_thread()]
-        assert writer.committed() == []
-        assert checkpoints.newest_valid() is None
-        go_on()
-        writer.settle()
+        def written() -> None:
+            threads.append(threading.current_thread())
+            assert go_on.wait(PATIENCE_S)
+            weights_of(10, "")(folder)()
+
+        return written
+
+    writer.save(10, begin, state_of(10))
+    assert threads[0] is threading.main_thread()
+    assert writer.committed() == []
+    assert checkpoints.newest_valid() is None
+    go_on.set()
+    writer.settle()
+    assert len(threads) == 2 and threads[1] is not threading.main_thread()
     assert writer.committed() == [checkpoints.folder / "step_000010"]
     assert writer.committed() == []
     found = checkpoints.newest_valid()
@@ -94,7 +101,7 @@ def test_a_save_begins_when_the_one_before_has_ended(writer: CheckpointWriter, c
         begin(writer, 10)
         threading.Timer(0.2, go_on).start()
         seen: list[list[str]] = []
-        writer.save(20, lambda folder: seen.append(names(checkpoints.folder)), state_of(20))
+        writer.save(20, at_once(lambda folder: seen.append(names(checkpoints.folder))), state_of(20))
     [seen_by_the_second] = seen
     assert seen_by_the_second[0] == "step_000010" and len(seen_by_the_second) == 2
     writer.settle()
@@ -143,7 +150,7 @@ def test_a_commit_that_failed_is_told_once(writer: CheckpointWriter, checkpoints
             case "settle":
                 writer.settle()
             case "save":
-                writer.save(30, begun.append, state_of(30))
+                writer.save(30, at_once(begun.append), state_of(30))
             case "leave":
                 with writer:
                     pass
@@ -166,6 +173,18 @@ def test_a_block_left_by_an_error_keeps_it_and_notes_that_the_commit_failed(writ
         raise RuntimeError("the run's own")
     [note] = caught.value.__notes__
     assert note.startswith("step 10 could not be saved")
+
+
+def test_a_trainer_that_fails_beside_the_run_is_raised_where_nothing_else_is(writer: CheckpointWriter) -> None:
+    def fail(folder: Path) -> None:
+        raise WorkerDied("policy 0 died while it was to save\n--- the last lines of its log")
+
+    with pytest.raises(WorkerDied, match="policy 0 died"), writer:
+        writer.save(10, beside(fail), state_of(10))
+    with pytest.raises(RuntimeError, match="the run's own") as caught, writer:
+        writer.save(20, beside(fail), state_of(20))
+        raise RuntimeError("the run's own")
+    assert caught.value.__notes__ == ["policy 0 died while it was to save"]
 
 
 def test_old_ones_that_cannot_be_removed_are_told_beside_the_new_one(checkpoints: Checkpoints) -> None:

@@ -32,10 +32,15 @@ class Trainer:
     step: int = 0
     fails: Exception | None = None
 
-    def save(self, folder: Path) -> None:
-        if self.fails is not None:
-            raise self.fails
-        (folder / "weights.txt").write_text(f"{self.step}")
+    def save(self, folder: Path) -> Callable[[], None]:
+        step, fails = self.step, self.fails
+
+        def written() -> None:
+            if fails is not None:
+                raise fails
+            (folder / "weights.txt").write_text(f"{step}")
+
+        return written
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +60,7 @@ class Run:
              f"run.folder={self.folder}", "run.name=r", *self.overrides]
         )  # fmt: skip
         checkpoints = Checkpoints(folder=config.run_folder / "checkpoints", keep=config.run.keep_checkpoints)
-        workers = SimpleNamespace(policy=self.trainer, critic=SimpleNamespace(save=lambda folder: None))
+        workers = SimpleNamespace(policy=self.trainer, critic=SimpleNamespace(save=lambda folder: lambda: None))
         task, stop = SimpleNamespace(fingerprint="data"), StopSignals()
         stop.install()
         with closing(Tracker(config)) as tracker:

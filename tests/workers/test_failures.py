@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -177,6 +178,19 @@ def test_a_trainer_that_dies_while_nobody_waits_for_it_ends_the_wait_for_another
     reward.wait([resting], verb="score a group")
     with pytest.raises(WorkerDied):
         idle.wait([dying], verb="update")
+
+
+def test_a_death_that_a_wait_beside_the_run_was_told_of_is_still_told_to_the_run(
+    hosting: Hosting, reward: FragileGroup
+) -> None:
+    writing = started(hosting, "critic", "writing")
+    resting, written = reward.call("rest", 0), writing.waiter([writing.call("die", 0)], verb="save")
+    with ThreadPoolExecutor() as beside, pytest.raises(WorkerDied, match=r"^critic 0 died while it was to save: "):
+        beside.submit(written).result()
+    with pytest.raises(
+        WorkerDied, match=r"^critic 0 died while the run waited for the reward group to score a group: "
+    ):
+        reward.wait([resting], verb="score a group")
 
 
 def test_who_does_not_answer_is_named(reward: FragileGroup) -> None:
