@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tests.bench._stub_team import Plan, StubEngine
+from tests.bench._stub_models import Plan, StubEngine
 from tests.bench._timeline import Bar, Panel, svg
 from tests.bench.overlap import TRACES, lengths_of
 from workers.records import Sampling, Span, WeightManifest

@@ -38,7 +38,8 @@ from engine.tasks import OnlineTask, prepare_online
 from rewards.score import Score
 from tests.bench._made_up import group_of
 from tests.bench._output import tell
-from tests.bench._stub_team import Plan, quiet_settings, run_loop, stub_team
+from tests.bench._stub_models import Plan
+from tests.bench._stub_team import quiet_settings, run_loop, stub_team
 from workers.config import ClusterConfig
 from workers.placement import Place, connected
 from workers.process_settings import KEEP_FREED_MEMORY

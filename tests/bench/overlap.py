@@ -32,7 +32,8 @@ from engine.tasks import prepare_online
 from tests.bench._forced_lengths import lognormal
 from tests.bench._output import tell
 from tests.bench._runs import rows_of_run
-from tests.bench._stub_team import EngineTold, Plan, Stretch, quiet_settings, run_loop, stub_team, told
+from tests.bench._stub_models import EngineTold, Plan, Stretch
+from tests.bench._stub_team import quiet_settings, run_loop, stub_team, told
 from tests.bench._timeline import Bar, Panel, svg
 from workers.config import ClusterConfig
 from workers.placement import Place, connected
