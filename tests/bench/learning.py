@@ -2,7 +2,7 @@
 
     python -m tests.bench.learning                           # a table, about 12 minutes on two cores
     python -m tests.bench.learning --json learning.json      # the same as JSON; --json alone prints it
-    python -m tests.bench.learning --staleness 0 4 --seeds 3
+    python -m tests.bench.learning --staleness 0 4 --seeds 3 --steps 120
 
 Real runs of the real command, in turns; nothing but `rollout.max_staleness` and the seed differs between them. Seconds
 are of the steps alone, without the start and without being measured; a run is measured every 10 steps.
@@ -26,7 +26,7 @@ from engine.origin import git_version
 from tests.bench._output import tell
 from tests.bench._runs import rows_of_run
 
-GOAL, STEPS, EVERY_STEPS = 0.9, 80, 10
+GOAL, EVERY_STEPS = 0.9, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +51,10 @@ class Learned:
     """Of tokens, after the correction's weights; mean over the steps."""
 
 
-def learned(staleness: int, seed: int) -> Learned:
+def learned(staleness: int, seed: int, *, steps: int) -> Learned:
     with tempfile.TemporaryDirectory() as folder:
         typed = [
-            f"run.steps={STEPS}", f"run.seed={seed}",
+            f"run.steps={steps}", f"run.seed={seed}",
             f"rollout.max_staleness={staleness}", f"evaluation.every_steps={EVERY_STEPS}", "evaluation.prompts=256",
             "run.save_every_steps=0",
         ]  # fmt: skip
@@ -89,8 +89,8 @@ def of_rows(rows: Sequence[dict[str, float]], *, staleness: int, seed: int) -> L
     )
 
 
-def show(found: Sequence[Learned]) -> None:
-    table = Table(title=f"nano to {GOAL} sampled accuracy, {STEPS} steps", title_justify="left")
+def show(found: Sequence[Learned], *, steps: int) -> None:
+    table = Table(title=f"nano to {GOAL} sampled accuracy, {steps} steps", title_justify="left")
     for heading in ("staleness", "seed", "s to goal", "steps to goal", "s in all", "sampled", "greedy", "k3", "ess"):
         table.add_column(heading, justify="right")
     for own in found:
@@ -110,14 +110,18 @@ def main() -> None:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON: into a file, or printed")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--seeds", type=int, default=2, help="runs of each")
+    parser.add_argument("--steps", type=int, default=80, help="of each run; its learning rate falls with them")
     asked = parser.parse_args()
-    found = [learned(staleness, seed) for seed, staleness in itertools.product(range(asked.seeds), asked.staleness)]
+    found = [
+        learned(staleness, seed, steps=asked.steps)
+        for seed, staleness in itertools.product(range(asked.seeds), asked.staleness)
+    ]
     told = {
         "git": git_version(),
         "command": f"python -m tests.bench.learning {' '.join(sys.argv[1:])}".strip(),
         "runs": [asdict(own) for own in found],
     }
-    tell(told, asked.json, lambda: show(found))
+    tell(told, asked.json, lambda: show(found, steps=asked.steps))
 
 
 if __name__ == "__main__":
