@@ -13,9 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.fingerprint import fingerprint
 from workers.records import AlgorithmState
+
+if TYPE_CHECKING:
+    from workers.checkpoint_file import WrittenFile
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -174,6 +178,14 @@ class FileEntry:
     @classmethod
     def of(cls, path: Path, *, within: Path) -> FileEntry:
         return cls(name=path.relative_to(within).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
+
+    @classmethod
+    def written(cls, file: WrittenFile, *, within: Path) -> FileEntry:
+        """Of one that whoever wrote it has hashed. Raises OSError where something else is there."""
+        entry = cls(name=file.path.relative_to(within).as_posix(), size=file.size, sha256=file.sha256)
+        if (size := file.path.stat().st_size) != entry.size:
+            raise OSError(f"{entry.name} has {size} bytes, {entry.size} were written")
+        return entry
 
 
 def manifest_of(entries: Sequence[FileEntry]) -> str:

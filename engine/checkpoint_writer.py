@@ -18,11 +18,12 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from engine.checkpoint import (
     MANIFEST,
@@ -40,10 +41,15 @@ from engine.checkpoint import (
 from engine.checkpoint_room import DiskFull, free_bytes, is_for_lack_of_room, why_no_room
 from workers.crash_points import crash_point
 
+if TYPE_CHECKING:
+    from workers.checkpoint_file import WrittenFile
+
 STAGED = re.compile(r"step_\d{6,}\.tmp-(?P<pid>\d+)")
-Begin = Callable[[Path], Callable[[], None]]
-"""Begins to write into the folder that it is given, and returns what waits until everything is written: on a thread
-beside the run, whatever the run does meanwhile. Both raise what went wrong."""
+Written = Callable[[], "Sequence[WrittenFile]"]
+"""Waits until everything is written, on a thread beside the run; returns the files that are known from being written.
+The others are read for the manifest."""
+Begin = Callable[[Path], Written]
+"""Begins to write into the folder that it is given. Both raise what went wrong."""
 
 
 class CheckpointWriter:
@@ -119,12 +125,12 @@ class CheckpointWriter:
                 raise
             error.add_note(str(failed).partition("\n")[0])
 
-    def _commit(self, staged: Path, step: int, written: Callable[[], None], state: str, best: frozenset[int]) -> None:
+    def _commit(self, staged: Path, step: int, written: Written, state: str, best: frozenset[int]) -> None:
         with self._whole_or_nothing(staged, step):
-            written()
+            files = written()
             crash_point("driver/commit/seal")
             (staged / STATE).write_text(state)
-            _seal(staged)
+            _seal(staged, files)
             crash_point("driver/commit/rename")
             committed = self._put_in_place(staged, step)
         self._untold.append(committed)
@@ -249,12 +255,17 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _seal(folder: Path) -> None:
+def _seal(folder: Path, written: Sequence[WrittenFile]) -> None:
     """Make everything in a folder durable and write the manifest that says what it is."""
+    known = {file.path: file for file in written}
     inside = sorted(folder.rglob("*"))
     for path in inside:
         _fsync(path)
-    entries = [FileEntry.of(path, within=folder) for path in inside if path.is_file()]
+    files = [path for path in inside if path.is_file()]
+    entries = [
+        FileEntry.written(known[path], within=folder) if path in known else FileEntry.of(path, within=folder)
+        for path in files
+    ]
     (folder / MANIFEST).write_text(manifest_of(entries))
     _fsync(folder / MANIFEST)
     _fsync(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState, step_of
 from engine.checkpoint_room import DiskFull
-from engine.checkpoint_writer import CheckpointWriter
+from engine.checkpoint_writer import CheckpointWriter, Written
 from engine.config import BestIs, Config, OnFullDisk, Resume
 from engine.fingerprint import flattened
 from engine.need import checkpoint_bytes
@@ -22,6 +22,7 @@ from workers.config import Schedule
 from workers.records import AlgorithmState
 
 if TYPE_CHECKING:
+    from workers.checkpoint_file import WrittenFile
     from workers.team import Workers
 
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
@@ -96,15 +97,14 @@ def find_start(config: Config, data_fingerprint: str, checkpoints: Checkpoints, 
     return Start(progress=progress, folder=saved.path)
 
 
-def begin_to_save(folder: Path, config: Config, workers: Workers) -> Callable[[], None]:
-    """What the trainers hold, and a reference that is not as the run began; returns what waits until it is written."""
+def begin_to_save(folder: Path, config: Config, workers: Workers) -> Written:
+    """What the trainers hold, and a reference that is not as the run began."""
     writing = [workers.policy.save(folder), workers.critic.save(folder)]
     if config.algo.online and config.algo.reference_refresh.every_steps:
         writing.append(workers.reference.save(folder))
 
-    def written() -> None:
-        for wait in writing:
-            wait()
+    def written() -> list[WrittenFile]:
+        return [file for wait in writing for of_rank in wait() for file in of_rank]
 
     return written
 
@@ -186,7 +186,7 @@ class SavePoints:
             data_fingerprint=self._data_fingerprint,
         )
 
-        def begin(folder: Path) -> Callable[[], None]:
+        def begin(folder: Path) -> Written:
             written = begin_to_save(folder, config, self._workers)
             self._write_more(folder)
             return written

@@ -77,19 +77,16 @@ class OneStudent:
     def first_logprobs(self, shares: Sequence[Any]) -> list[Any]:
         return [self._worker.first_logprobs(shares[0])]
 
-    def save(self, folder: Path) -> Callable[[], None]:
-        self._worker.save(folder)
-        return nothing_to_wait_for
+    def save(self, folder: Path) -> Callable[[], list[Any]]:
+        """Written when this returns; there is nothing to wait for."""
+        written = [self._worker.save(folder)]
+        return lambda: written
 
 
 class NoCritic:
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path) -> Callable[[], list[Any]]:
         """There is none."""
-        return nothing_to_wait_for
-
-
-def nothing_to_wait_for() -> None:
-    """What is asked of a worker that lives right here is done when it returns."""
+        return list
 
 
 @dataclass(frozen=True)

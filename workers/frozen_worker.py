@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workers.batches import collate, scatter_rows, select
+from workers.checkpoint_file import WrittenFile
 from workers.config import Device, ModelConfig
 from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, load_language_model, score_tokens
@@ -67,10 +68,12 @@ class FrozenWorker:
         for name, tensor in read_weights(manifest):
             own[name].lerp_(tensor.to(own[name]), share)
 
-    def save(self, folder: Path) -> None:
-        """The weights, for a reference that has moved since the run began."""
+    def save(self, folder: Path) -> tuple[WrittenFile, ...]:
+        """The weights, for a reference that has moved since the run began. Nothing is told of their file: it is
+        safetensors' to write."""
         own = self._scorer.model.named_parameters()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own}, folder / REFERENCE_FILE)
+        return ()
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

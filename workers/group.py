@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.actor_class import as_actor
+from workers.checkpoint_file import WrittenFile
 from workers.failures import Roster
 from workers.lessons import Lesson, Objective, Share
 from workers.placement import Place
@@ -140,15 +142,11 @@ class WorkerGroup:
         """Until all answers exist, without bringing them here. What was raised instead is raised to their reader."""
         self._there(refs, wanted=len(refs), verb=verb)
 
-    def waiter(self, refs: Sequence[ObjectRef], *, verb: str) -> Callable[[], None]:
+    def waiter(self, refs: Sequence[ObjectRef], *, verb: str) -> Callable[[], list[Any]]:
         """What waits for the answers on another thread, beside what the run waits for; it raises what `wait` does."""
         beside = copy.copy(self)
         beside._hosting = replace(self._hosting, roster=self._hosting.roster.beside())
-
-        def wait() -> None:
-            beside.wait(refs, verb=verb)
-
-        return wait
+        return partial(beside.wait, refs, verb=verb)
 
     def _there(self, refs: Sequence[ObjectRef], *, wanted: int, verb: str) -> list[ObjectRef]:
         with self._waiting(refs, verb) as slices_s:
@@ -190,9 +188,9 @@ class TrainerGroup(WorkerGroup):
             except (RayTaskError, GetTimeoutError):
                 continue
 
-    def save(self, folder: Path) -> Callable[[], None]:
-        """Begins; returns what waits for its end. Each rank answers in the order in which it is asked: what it is asked
-        later, it does when it has written what it held now."""
+    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
+        """Begins; returns what waits for what each rank has written. A rank answers in the order in which it is asked:
+        what it is asked later, it does when it has written what it held now."""
         return self.waiter([actor.save.remote(folder) for actor in self._actors], verb="save")
 
     def load(self, folder: Path) -> None:
@@ -334,7 +332,7 @@ class ReferenceGroup(WorkerGroup):
         """Move towards the policy's weights, by this share of the way."""
         self.wait([actor.follow.remote(manifest, share) for actor in self._actors], verb="follow the policy")
 
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
         """Begins, as a trainer does. One copy is enough: all are equal."""
         return self.waiter([actor.save.remote(folder) for actor in self._actors[:1]], verb="save")
 

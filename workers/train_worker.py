@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils.serialization import config as serialization
 from transformers import PreTrainedModel
 
 from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
+from workers.checkpoint_file import WrittenFile, save_hashed
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.embedding_noise import noise_seed
 from workers.meeting import MeetingPoint, join
@@ -140,7 +140,10 @@ class TrainWorker(ABC):
             optimizer=make_optimizer([p for p in scorer.parameters() if p.requires_grad], setup.train),
             config=settings,
         )
+        # Called by DeepSpeed for each file of a checkpoint, in place of its own.
+        self._engine.checkpoint_engine.save = self._save_file
         self._updates_done = 0
+        self._written: list[WrittenFile] = []
 
     @abstractmethod
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel: ...
@@ -250,16 +253,22 @@ class TrainWorker(ABC):
         changes_base = self._tuning.method is TuningMethod.FULL or self._tuning.init is LoraInit.PISSA
         return not changes_base
 
-    def save(self, folder: Path) -> None:
-        """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position."""
-        # The manifest has the SHA-256 of each file; a zip file's own checksums take five times as long as the rest.
-        with serialization.patch("save.compute_crc32", False):
-            self._engine.save_checkpoint(
-                str(folder),
-                tag=self._rank.role,
-                client_state={"updates_done": self._updates_done},
-                exclude_frozen_parameters=self._saves_only_what_is_learned,
-            )
+    def save(self, folder: Path) -> tuple[WrittenFile, ...]:
+        """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position.
+
+        Returns its large files; DeepSpeed writes a few bytes beside them.
+        """
+        self._written.clear()
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=self._rank.role,
+            client_state={"updates_done": self._updates_done},
+            exclude_frozen_parameters=self._saves_only_what_is_learned,
+        )
+        return tuple(self._written)
+
+    def _save_file(self, state_dict: object, path: str) -> None:
+        self._written.append(save_hashed(state_dict, Path(path)))
 
     def load(self, folder: Path) -> None:
         """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.

@@ -4,9 +4,9 @@
     python -m tests.bench.checkpoint --json checkpoint.json
     python -m tests.bench.checkpoint --sizes 64 --repeats 3 --folder runs
 
-`plain` is `torch.save` and one fsync. A whole save of ours holds the trainers up while `torch.save` runs without a zip
-file's own checksums (`stall`: a run waits for as much of it as is left when the next step's responses are there);
-fsync, sha256, manifest and rename go on beside it. `slowed`: how much slower matrix products on one thread are then.
+`plain` is `torch.save` and one fsync. A whole save of ours holds the trainers up while they write, hash and fsync
+(`stall`: a run waits for as much of it as is left when the next step's responses are there); manifest and rename go on
+beside it. `slowed`: how much slower matrix products on one thread are then.
 The two take turns on a disk that has settled, the newest of each is kept, figures are medians of ratios.
 
 Then both are killed before and within every change of the disk that a save makes, and their power is cut after each
@@ -27,20 +27,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.serialization import config as serialization
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState
-from engine.checkpoint_writer import Begin, CheckpointWriter
+from engine.checkpoint_writer import Begin, CheckpointWriter, Written
 from engine.origin import git_version
 from tests.bench._output import tell
 from tests.disk_changes import Change, Fault, Perform, changes_of, failing, in_a_child, told
 from tests.power_loss import Disk, write
+from workers.checkpoint_file import save_hashed
 from workers.records import AlgorithmState
 
 SEED = 0
@@ -86,13 +85,13 @@ def time_of(state: State, folder: Path, *, repeats: int) -> Timing:
         plain_s.append(save_plainly(state, folder, step))
         os.sync()
         started = time.perf_counter()
-        writer.save(step, written_at_once(partial(save_as_trainers_do, state)), progress_of(step))
+        writer.save(step, as_trainers_do(state), progress_of(step))
         stall_s.append(time.perf_counter() - started)
         writer.settle()
         whole_s.append(time.perf_counter() - started)
         writer.committed()
     for step in range(repeats + 1, 2 * repeats + 1):
-        writer.save(step, written_at_once(partial(save_as_trainers_do, state)), progress_of(step))
+        writer.save(step, as_trainers_do(state), progress_of(step))
         beside = products_per_s(until=lambda: bool(writer.committed()))
         end = time.perf_counter() + statistics.median(whole_s)
         slowed.append(1.0 - beside / products_per_s(until=lambda end=end: time.perf_counter() > end))
@@ -113,18 +112,12 @@ def _median_ratio(these: list[float], those: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(these, those, strict=True))
 
 
-def save_as_trainers_do(state: State, staged: Path) -> None:
-    """Without a zip file's own checksums: what is committed has those of the manifest."""
-    with serialization.patch("save.compute_crc32", False):
-        torch.save(state, staged / "model.pt")
-
-
-def written_at_once(write: Callable[[Path], object]) -> Begin:
+def as_trainers_do(state: State) -> Begin:
     """As for a run that asks something else of its trainers right away."""
 
-    def begin(staged: Path) -> Callable[[], None]:
-        write(staged)
-        return lambda: None
+    def begin(staged: Path) -> Written:
+        written = save_hashed(state, staged / "model.pt")
+        return lambda: [written]
 
     return begin
 
@@ -212,7 +205,7 @@ def found_by_tracker(folder: Path) -> int | None:
 
 def commit(folder: Path, step: int) -> None:
     with CheckpointWriter(Checkpoints(folder=folder, keep=1), need_bytes=0) as writer:
-        writer.save(step, written_at_once(partial(write_states, step=step)), progress_of(step))
+        writer.save(step, lambda staged: write_states(staged, step) or tuple, progress_of(step))
 
 
 def found_by_manifest(folder: Path) -> int | None:

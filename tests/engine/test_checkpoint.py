@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints, CheckpointState, manifest_of
-from engine.checkpoint_writer import Begin, CheckpointWriter
+from engine.checkpoint_writer import Begin, CheckpointWriter, Written
 from engine.fingerprint import flattened
 from workers.config import TrainConfig
 from workers.records import AlgorithmState
@@ -38,9 +38,9 @@ Write = Callable[[Path], object]
 def at_once(write: Write) -> Begin:
     """Everything is written before the run goes on."""
 
-    def begin(folder: Path) -> Callable[[], None]:
+    def begin(folder: Path) -> Written:
         write(folder)
-        return lambda: None
+        return tuple
 
     return begin
 
@@ -48,8 +48,12 @@ def at_once(write: Write) -> Begin:
 def beside(write: Write) -> Begin:
     """Everything is written beside the run."""
 
-    def begin(folder: Path) -> Callable[[], None]:
-        return lambda: write(folder) and None
+    def begin(folder: Path) -> Written:
+        def written() -> tuple[()]:
+            write(folder)
+            return ()
+
+        return written
 
     return begin
 

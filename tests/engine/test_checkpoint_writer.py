@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,9 @@ import pytest
 from test_checkpoint import at_once, beside, flip_a_bit, names, save, state_of, truncate, weights_of, writer_of
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints
-from engine.checkpoint_writer import CheckpointWriter
+from engine.checkpoint_writer import CheckpointWriter, Written
 from tests.disk_changes import Change, Perform, told
+from workers.checkpoint_file import WrittenFile, save_hashed
 from workers.records import AlgorithmState
 from workers.stopped import WorkerDied
 
@@ -73,13 +74,13 @@ def a_disk_without_renaming() -> Iterator[None]:
 def test_a_save_returns_when_the_trainers_have_begun(writer: CheckpointWriter, checkpoints: Checkpoints) -> None:
     threads, go_on = [], threading.Event()
 
-    def begin(folder: Path) -> Callable[[], None]:
+    def begin(folder: Path) -> Written:
         threads.append(threading.current_thread())
 
-        def written() -> None:
+        def written() -> Sequence[WrittenFile]:
             threads.append(threading.current_thread())
             assert go_on.wait(PATIENCE_S)
-            weights_of(10, "")(folder)()
+            return weights_of(10, "")(folder)()
 
         return written
 
@@ -132,6 +133,39 @@ def test_leaving_waits_for_the_commit(writer: CheckpointWriter, checkpoints: Che
         begin(writer, 10)
         threading.Timer(0.2, go_on).start()
     assert "step_000010" in names(checkpoints.folder)
+
+
+def test_a_file_is_not_read_again_that_was_hashed_when_it_was_written(
+    writer: CheckpointWriter, checkpoints: Checkpoints
+) -> None:
+    """So what its writer said is in the manifest, and the disk is held to it when it is read."""
+
+    def begin(folder: Path) -> Written:
+        written = save_hashed({"weights": [1.0]}, folder / "model.pt")
+        return lambda: [replace(written, sha256="0" * 64)]
+
+    with writer:
+        writer.save(10, begin, state_of(10))
+    with pytest.raises(CheckpointError, match=r"model\.pt has the right size but not the bytes that were saved"):
+        checkpoints.newest_valid()
+
+
+def test_a_file_that_is_not_as_large_as_was_written_is_no_checkpoint(
+    writer: CheckpointWriter, checkpoints: Checkpoints
+) -> None:
+    save(checkpoints, 10)
+
+    def begin(folder: Path) -> Written:
+        written = save_hashed({"weights": [1.0]}, folder / "model.pt")
+        os.truncate(folder / "model.pt", written.size - 1)
+        return lambda: [written]
+
+    with (
+        pytest.raises(CheckpointError, match=r"step 20 could not be saved in .*model.pt has \d+ bytes, \d+ were"),
+        writer,
+    ):
+        writer.save(20, begin, state_of(20))
+    assert names(checkpoints.folder) == ["step_000010"]
 
 
 # ----------------------------------------------------------------------------- what it tells

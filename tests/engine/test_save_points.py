@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from engine.config import load_config
 from engine.resume import Progress, SavePoints, Start, find_start
 from engine.stopping import STOP_SIGNALS, StopAsked, StopSignals
 from engine.tracking import Tracker
+from workers.checkpoint_file import WrittenFile
 from workers.records import AlgorithmState
 
 STATE = AlgorithmState(kl_coef=0.1)
@@ -32,13 +33,14 @@ class Trainer:
     step: int = 0
     fails: Exception | None = None
 
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
         step, fails = self.step, self.fails
 
-        def written() -> None:
+        def written() -> list[tuple[WrittenFile, ...]]:
             if fails is not None:
                 raise fails
             (folder / "weights.txt").write_text(f"{step}")
+            return [()]
 
         return written
 
@@ -60,7 +62,7 @@ class Run:
              f"run.folder={self.folder}", "run.name=r", *self.overrides]
         )  # fmt: skip
         checkpoints = Checkpoints(folder=config.run_folder / "checkpoints", keep=config.run.keep_checkpoints)
-        workers = SimpleNamespace(policy=self.trainer, critic=SimpleNamespace(save=lambda folder: lambda: None))
+        workers = SimpleNamespace(policy=self.trainer, critic=SimpleNamespace(save=lambda folder: list))
         task, stop = SimpleNamespace(fingerprint="data"), StopSignals()
         stop.install()
         with closing(Tracker(config)) as tracker:
@@ -185,10 +187,10 @@ def test_a_disk_that_fills_up_behind_the_runs_back_is_told_and_costs_that_checkp
 ) -> None:
     seal = checkpoint_writer._seal
 
-    def full(folder: Path) -> None:
+    def full(folder: Path, written: Sequence[WrittenFile]) -> None:
         if f"step_{full_at:06d}" in folder.name:
             raise NO_ROOM
-        seal(folder)
+        seal(folder, written)
 
     monkeypatch.setattr(checkpoint_writer, "_seal", full)
     run = Run(folder=tmp_path, overrides=("run.on_full_disk=go_on",) if goes_on else ())

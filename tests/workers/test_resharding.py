@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -331,14 +332,16 @@ def _padded(shard: dict[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- what is written
 
 
-def test_a_trainers_files_carry_no_checksums_of_a_zip_file_beside_the_manifests(
+def test_a_trainer_tells_the_hash_of_each_file_which_carries_no_checksums_of_its_own(
     processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path
 ) -> None:
     calls = [*steps_of(train, ranks=1)[0][:1], ("save", (tmp_path,))]
-    processes[1](train, setup_of(folder, stage=1), by_rank=[calls])
-    files = list((tmp_path / "policy").glob("*.pt"))
-    assert len(files) == 2
+    [[*_, written]] = processes[1](train, setup_of(folder, stage=1), by_rank=[calls])
+    files = sorted((tmp_path / "policy").glob("*.pt"))
+    assert len(files) == 2 and sorted(file.path for file in written) == files
     for file in files:
+        [told] = [one for one in written if one.path == file]
+        assert told.sha256 == hashlib.sha256(file.read_bytes()).hexdigest() and told.size == file.stat().st_size
         assert {entry.CRC for entry in ZipFile(file).infolist()} == {0}
 
 

@@ -1,0 +1,111 @@
+"""A file of a checkpoint: written once from front to end, hashed on its way, and past the page cache where the file
+system can.
+
+Nobody in this run reads it. In the page cache it would push out what somebody does read, and the kernel would first
+have to find memory for all of it: gigabytes, while engines decode. Hashed as it is written it is not read again for the
+manifest, and each rank hashes its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.serialization import config as serialization
+
+BLOCK = 4 * 2**20
+"""Bytes that are written at once, from memory that begins at a page, as devices want it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenFile:
+    """What a file was when it was written."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def save_hashed(state: object, path: Path) -> WrittenFile:
+    """`torch.save`, of which is known what was written. Raises OSError where the disk failed."""
+    file = CheckpointFile(path)
+    try:
+        # The manifest has the SHA-256 of each file; a zip file's own checksums would take as long again.
+        with serialization.patch("save.compute_crc32", False):
+            torch.save(state, file)
+        return file.finish()
+    finally:
+        file.close()
+
+
+class CheckpointFile:
+    """What `torch.save` writes to.
+
+    A disk that fails is told of by `finish`: an error on the way would leave torch's own writer half way in a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = _opened(path)
+        self._block, self._filled = memoryview(mmap.mmap(-1, BLOCK)), 0
+        self._digest, self._size = hashlib.sha256(), 0
+        self._failed: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        left = memoryview(data).cast("B")
+        written = len(left)
+        self._digest.update(left)
+        self._size += written
+        while left and self._failed is None:
+            taken = min(len(left), BLOCK - self._filled)
+            self._block[self._filled : self._filled + taken] = left[:taken]
+            self._filled, left = self._filled + taken, left[taken:]
+            if self._filled == BLOCK:
+                self._empty()
+        return written
+
+    def flush(self) -> None:
+        """torch asks for it at its end; nobody reads before `finish`."""
+
+    def finish(self) -> WrittenFile:
+        """Everything is on the disk. Raises OSError where it is not."""
+        # The rest is no whole number of pages.
+        self._through_the_cache()
+        self._empty()
+        if self._failed is not None:
+            raise self._failed
+        os.fsync(self._descriptor)
+        return WrittenFile(path=self._path, size=self._size, sha256=self._digest.hexdigest())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _empty(self) -> None:
+        left, self._filled = self._block[: self._filled], 0
+        while left and self._failed is None:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except OSError as error:
+                # A device of larger pages, or what is left after a write that was cut short.
+                if error.errno != errno.EINVAL or not self._through_the_cache():
+                    self._failed = error
+
+    def _through_the_cache(self) -> bool:
+        """From now on; whether it was not before."""
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return bool(flags & os.O_DIRECT)
+
+
+def _opened(path: Path) -> int:
+    anew = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with suppress(OSError):  # of a file system without it; what else is wrong, the second one says
+        return os.open(path, anew | os.O_DIRECT, 0o666)
+    return os.open(path, anew, 0o666)
