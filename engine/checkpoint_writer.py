@@ -2,8 +2,8 @@
 
 A checkpoint is written aside, made durable, sealed by a manifest, and becomes one by a single rename:
 
-    step_000010.tmp-4711/ --begin--> --written--state.json, fsync, manifest.json, fsync, rename--> step_000010/
-                          staging              committing, on a thread of its own
+    step_000010.tmp-4711/ --begin--> --written, state.json, fsync, manifest.json, fsync, rename--> step_000010/
+                          staging         committing, on a thread of its own
 
 Only staging holds the run up. A trainer that has begun answers nobody until it has written what it holds, so what is
 written does not change, and the engines decode the next step's responses meanwhile. Older checkpoints are removed when

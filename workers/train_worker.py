@@ -144,6 +144,7 @@ class TrainWorker(ABC):
         self._engine.checkpoint_engine.save = self._save_file
         self._updates_done = 0
         self._written: list[WrittenFile] = []
+        self._write_failed: OSError | None = None
 
     @abstractmethod
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel: ...
@@ -256,19 +257,25 @@ class TrainWorker(ABC):
     def save(self, folder: Path) -> tuple[WrittenFile, ...]:
         """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position.
 
-        Returns its large files; DeepSpeed writes a few bytes beside them.
+        Returns its large files; DeepSpeed writes a few bytes beside them. Raises OSError where this rank's disk failed.
         """
-        self._written.clear()
+        self._written, self._write_failed = [], None
         self._engine.save_checkpoint(
             str(folder),
             tag=self._rank.role,
             client_state={"updates_done": self._updates_done},
             exclude_frozen_parameters=self._saves_only_what_is_learned,
         )
+        if self._write_failed is not None:
+            raise self._write_failed
         return tuple(self._written)
 
     def _save_file(self, state_dict: object, path: str) -> None:
-        self._written.append(save_hashed(state_dict, Path(path)))
+        try:
+            self._written.append(save_hashed(state_dict, Path(path)))
+        except OSError as error:
+            # Raised when all ranks are done: they wait for each other before that.
+            self._write_failed = error
 
     def load(self, folder: Path) -> None:
         """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.

@@ -54,6 +54,19 @@ def train(rank: RankInfo, setup: TrainerSetup, calls: list[Call]) -> list[Any]:
     return _done(PolicyWorker(setup, rank), calls, step=policy_step, state=state_of, groups=groups_of)
 
 
+def train_on_a_bad_disk(rank: RankInfo, setup: TrainerSetup, calls: list[Call]) -> list[Any]:
+    """Is told what a save raises, in place of raising it."""
+    from workers.policy_worker import PolicyWorker
+
+    def save(worker: PolicyWorker, folder: Path) -> str:
+        try:
+            return f"{len(worker.save(folder))} files"
+        except OSError as error:
+            return type(error).__name__
+
+    return _done(PolicyWorker(setup, rank), calls, step=policy_step, state=state_of, save=save)
+
+
 def train_critic(rank: RankInfo, setup: TrainerSetup, calls: list[Call]) -> list[Any]:
     from workers.critic_worker import CriticWorker
 
@@ -343,6 +356,24 @@ def test_a_trainer_tells_the_hash_of_each_file_which_carries_no_checksums_of_its
         [told] = [one for one in written if one.path == file]
         assert told.sha256 == hashlib.sha256(file.read_bytes()).hexdigest() and told.size == file.stat().st_size
         assert {entry.CRC for entry in ZipFile(file).infolist()} == {0}
+
+
+def test_a_rank_whose_disk_fails_says_so_when_all_have_written_and_they_go_on_together(
+    processes: dict[int, TrainerProcesses], folder: str, tmp_path: Path
+) -> None:
+    """They wait for each other before a save ends."""
+
+    def run_of(place: Path) -> list[list[Any]]:
+        steps = [[*own[:1], ("save", (place,)), *own[1:2], STATE] for own in steps_of(train, ranks=2)]
+        return processes[2](train_on_a_bad_disk, setup_of(folder, stage=1), by_rank=steps)
+
+    whole = run_of(tmp_path / "whole")
+    [of_rank_1] = (tmp_path / "whole" / "policy").glob("*rank_1_*")
+    (tmp_path / "bad" / "policy" / of_rank_1.name).mkdir(parents=True)
+    bad = run_of(tmp_path / "bad")
+    assert [answers[1] for answers in whole] == ["2 files", "1 files"]
+    assert [answers[1] for answers in bad] == ["2 files", "IsADirectoryError"]
+    assert all(same_bits(one[-1], other[-1]) for one, other in zip(whole, bad, strict=True))
 
 
 # ----------------------------------------------------------------------------- what is refused
