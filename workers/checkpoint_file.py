@@ -33,6 +33,30 @@ class WrittenFile:
     sha256: str
 
 
+class RankFiles:
+    """What one rank writes of a checkpoint. A disk that fails is told of when all ranks are done: before that they wait
+    for each other."""
+
+    def __init__(self) -> None:
+        self._written: list[WrittenFile] = []
+        self._failed: OSError | None = None
+
+    def save(self, state_dict: object, path: str) -> None:
+        """As DeepSpeed calls it."""
+        try:
+            self._written.append(save_hashed(state_dict, Path(path)))
+        except OSError as error:
+            self._failed = error
+
+    def take(self) -> tuple[WrittenFile, ...]:
+        """Those since this was last asked. Raises OSError where one of them could not be written."""
+        written, failed = tuple(self._written), self._failed
+        self._written, self._failed = [], None
+        if failed is not None:
+            raise failed
+        return written
+
+
 def save_hashed(state: object, path: Path) -> WrittenFile:
     """`torch.save`, of which is known what was written. Raises OSError where the disk failed."""
     file = CheckpointFile(path)

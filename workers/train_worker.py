@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
-from workers.checkpoint_file import WrittenFile, save_hashed
+from workers.checkpoint_file import RankFiles, WrittenFile
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.embedding_noise import noise_seed
 from workers.meeting import MeetingPoint, join
@@ -140,11 +140,10 @@ class TrainWorker(ABC):
             optimizer=make_optimizer([p for p in scorer.parameters() if p.requires_grad], setup.train),
             config=settings,
         )
-        # Called by DeepSpeed for each file of a checkpoint, in place of its own.
-        self._engine.checkpoint_engine.save = self._save_file
+        self._files = RankFiles()
+        # DeepSpeed calls it for each file of a checkpoint, in place of its own.
+        self._engine.checkpoint_engine.save = self._files.save
         self._updates_done = 0
-        self._written: list[WrittenFile] = []
-        self._write_failed: OSError | None = None
 
     @abstractmethod
     def _load_model(self, setup: TrainerSetup) -> PreTrainedModel: ...
@@ -259,23 +258,13 @@ class TrainWorker(ABC):
 
         Returns its large files; DeepSpeed writes a few bytes beside them. Raises OSError where this rank's disk failed.
         """
-        self._written, self._write_failed = [], None
         self._engine.save_checkpoint(
             str(folder),
             tag=self._rank.role,
             client_state={"updates_done": self._updates_done},
             exclude_frozen_parameters=self._saves_only_what_is_learned,
         )
-        if self._write_failed is not None:
-            raise self._write_failed
-        return tuple(self._written)
-
-    def _save_file(self, state_dict: object, path: str) -> None:
-        try:
-            self._written.append(save_hashed(state_dict, Path(path)))
-        except OSError as error:
-            # Raised when all ranks are done: they wait for each other before that.
-            self._write_failed = error
+        return self._files.take()
 
     def load(self, folder: Path) -> None:
         """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.
