@@ -12,7 +12,7 @@ from engine.carried import taken_group
 from engine.config import Config
 from engine.learning import ask_models, credit, deal_out, publish, update
 from engine.replay_plan import Plan, Standing
-from engine.resume import save_models
+from engine.resume import begin_to_save
 from engine.rollout_files import read_rollouts
 from workers.frozen_worker import REFERENCE_FILE
 from workers.records import AlgorithmState, Metrics
@@ -41,7 +41,8 @@ def redo(plan: Plan, say: Say) -> Redone:
             # A trainer's settings are its own from its start: what comes before the step needs another one.
             with _trainers(plan.config, say) as workers:
                 before = _steps(here, plan.step - 1, plan.config, workers, say)
-                save_models(Path(saved), plan.config, workers)
+                written = begin_to_save(Path(saved), plan.config, workers)
+                written()
             here = Standing(step=plan.step - 1, folder=Path(saved), algorithm=before.algorithm)
         if plan.asked.algo.initial_state() != plan.config.algo.initial_state():
             here = replace(here, algorithm=plan.asked.algo.initial_state())
