@@ -4,11 +4,10 @@
     python -m tests.bench.saving --json saving.json   # the same as JSON; --json alone prints it
     python -m tests.bench.saving --case nano --pairs 1 train.zero_stage=1
 
-Real runs of the real command, in turns. Two saves warm up: until the first checkpoint is removed, the kernel finds new
-memory for each file. Of the third it is told what the run waits for, between two steps, and how much longer the step
-takes beside which it is written. Both runs must have learned the same, to the bit, or the figure is void; so each step
-has the same work in both, and is compared at each run's own pace, which varies by more than the goal on a machine that
-is shared. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2.
+Real runs of the real command, in turns. Of each save it is told what the run waits for, between two steps, and how much
+longer the step takes beside which it is written. Both runs must have learned the same, to the bit, or the figures are
+void; so each step has the same work in both, and is compared at each run's own pace, which varies by more than the goal
+on a machine that is shared. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from tests.bench.start import CASES
 from tests.bench.step import SMOLLM2
 
 SAVE_EVERY = 10
-SAVED, STEPS = 30, 32
-PACE = (*range(24, 31), 32)
-"""Steps beside which nothing is written."""
+SAVED, STEPS = (10, 20, 30), 32
+PACE = tuple(step for step in range(4, STEPS + 1) if step - 1 not in SAVED)
+"""Steps beside which nothing is written, of those that no longer warm up."""
 LOOK_EVERY_S = 0.02
 QUIET = ("evaluation.prompts=0", f"run.steps={STEPS}", "run.keep_checkpoints=1", "run.resume=never")
 
@@ -48,10 +47,10 @@ class Paced:
 
     pace_s: float
     """Of a step in PACE."""
-    beside_s: float
-    """Of the step after SAVED."""
-    waited_s: float
-    """Between these two."""
+    beside_s: tuple[float, ...]
+    """Of the steps after those in SAVED."""
+    waited_s: tuple[float, ...]
+    """Between these."""
     weights: str
     """Checksum of what it ended with."""
 
@@ -76,15 +75,15 @@ def paced(overrides: Sequence[str], *, save_every_steps: int) -> Paced:
         steps = [json.loads(line) for line in rows.read_text().splitlines()]
     return Paced(
         pace_s=statistics.mean(steps[step - 1]["time/step_s"] for step in PACE),
-        beside_s=steps[SAVED]["time/step_s"],
-        waited_s=seen[SAVED] - seen[SAVED - 1] - steps[SAVED]["time/step_s"],
+        beside_s=tuple(steps[step]["time/step_s"] for step in SAVED),
+        waited_s=tuple(seen[step] - seen[step - 1] - steps[step]["time/step_s"] for step in SAVED),
         weights=steps[-1]["weights_checksum"],
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """Medians over the pairs of runs."""
+    """Medians over the saves of all pairs of runs."""
 
     step_s: float
     """Of a run without checkpoints."""
@@ -99,12 +98,19 @@ class Saving:
 def measured(without: Sequence[Paced], beside: Sequence[Paced]) -> Saving:
     if len({one.weights for one in (*without, *beside)}) > 1:
         raise SystemExit("the runs did not learn the same: the figures are void")
-    pairs = list(zip(without, beside, strict=True))
-    step_s = statistics.median(one.pace_s for one in without)
-    waited_s = statistics.median(own.waited_s - other.waited_s for other, own in pairs)
-    longer_s = statistics.median(own.beside_s - other.beside_s * own.pace_s / other.pace_s for other, own in pairs)
-    cost_s = waited_s + longer_s
-    return Saving(step_s=step_s, waited_s=waited_s, longer_s=longer_s, slower=cost_s / (SAVE_EVERY * step_s + cost_s))
+    waited_s, longer_s, slower = [], [], []
+    for other, own in zip(without, beside, strict=True):
+        for save in range(len(SAVED)):
+            waited_s.append(own.waited_s[save] - other.waited_s[save])
+            longer_s.append(own.beside_s[save] - other.beside_s[save] * own.pace_s / other.pace_s)
+            cost_s = waited_s[-1] + longer_s[-1]
+            slower.append(cost_s / (SAVE_EVERY * own.pace_s + cost_s))
+    return Saving(
+        step_s=statistics.median(one.pace_s for one in without),
+        waited_s=statistics.median(waited_s),
+        longer_s=statistics.median(longer_s),
+        slower=statistics.median(slower),
+    )
 
 
 def show(case: str, found: Saving) -> None:
