@@ -6,20 +6,16 @@ valid manifest is damage, never a reason to start afresh in silence. `engine/che
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.fingerprint import fingerprint
+from workers.file_entry import FileEntry, sha256_of
 from workers.records import AlgorithmState
-
-if TYPE_CHECKING:
-    from workers.checkpoint_file import WrittenFile
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -166,28 +162,6 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of a checkpoint, as its manifest lists it."""
-
-    name: str
-    """Below the step folder, with forward slashes."""
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, *, within: Path) -> FileEntry:
-        return cls(name=path.relative_to(within).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
-
-    @classmethod
-    def written(cls, file: WrittenFile, *, within: Path) -> FileEntry:
-        """Of one that whoever wrote it has hashed. Raises OSError where something else is there."""
-        entry = cls(name=file.path.relative_to(within).as_posix(), size=file.size, sha256=file.sha256)
-        if (size := file.path.stat().st_size) != entry.size:
-            raise OSError(f"{entry.name} has {size} bytes, {entry.size} were written")
-        return entry
-
-
 def manifest_of(entries: Sequence[FileEntry]) -> str:
     return json.dumps({"schema": SCHEMA, "files": [asdict(entry) for entry in entries]}, indent=1)
 
@@ -217,7 +191,7 @@ def _verified_state(folder: Path) -> CheckpointState:
     for entry in entries:
         _verify_size(folder, entry)
         with _told_as_damage(entry.name):
-            if _sha256(folder / entry.name) != entry.sha256:
+            if sha256_of(folder / entry.name) != entry.sha256:
                 raise Damaged(f"{entry.name} has the right size but not the bytes that were saved (sha256 differs)")
     if STATE not in {entry.name for entry in entries}:
         raise Damaged(f"its manifest does not list {STATE}")
@@ -248,11 +222,6 @@ def _told_as_damage(name: str) -> Iterator[None]:
     except (ValueError, KeyError, TypeError) as error:
         # The shapes that wrong JSON takes.
         raise Damaged(f"{name} is not what was written: {error!r}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

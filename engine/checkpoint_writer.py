@@ -2,7 +2,7 @@
 
 A checkpoint is written aside, made durable, sealed by a manifest, and becomes one by a single rename:
 
-    step_000010.tmp-4711/ --begin--> --written, state.json, fsync, manifest.json, fsync, rename--> step_000010/
+    step_000010.tmp-4711/ --begin--> --finish, state.json, fsync, manifest.json, fsync, rename--> step_000010/
                           staging         committing, on a thread of its own
 
 Only staging holds the run up. A trainer that has begun answers nobody until it has written what it holds, so what is
@@ -23,7 +23,6 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from engine.checkpoint import (
     MANIFEST,
@@ -32,7 +31,6 @@ from engine.checkpoint import (
     Checkpoints,
     CheckpointState,
     Damaged,
-    FileEntry,
     looks_whole,
     manifest_of,
     read_manifest,
@@ -40,15 +38,13 @@ from engine.checkpoint import (
 )
 from engine.checkpoint_room import DiskFull, free_bytes, is_for_lack_of_room, why_no_room
 from workers.crash_points import crash_point
-
-if TYPE_CHECKING:
-    from workers.checkpoint_file import WrittenFile
+from workers.file_entry import FileEntry
 
 STAGED = re.compile(r"step_\d{6,}\.tmp-(?P<pid>\d+)")
-Written = Callable[[], "Sequence[WrittenFile]"]
-"""Waits until everything is written, on a thread beside the run; returns the files that are known from being written.
-The others are read for the manifest."""
-Begin = Callable[[Path], Written]
+Finish = Callable[[], Sequence[FileEntry]]
+"""Waits until everything is written, on a thread beside the run; returns the files that were hashed as they were
+written. The others are read for the manifest."""
+Begin = Callable[[Path], Finish]
 """Begins to write into the folder that it is given. Both raise what went wrong."""
 
 
@@ -91,8 +87,8 @@ class CheckpointWriter:
             _remove_abandoned(self._folder)
             self._see_to_room(step, need, best)
             staged.mkdir()
-            written = begin(staged)
-        self._under_way = _beside(lambda: self._commit(staged, step, written, text, best))
+            finish = begin(staged)
+        self._under_way = _beside(lambda: self._commit(staged, step, finish, text, best))
 
     def committed(self) -> list[Path]:
         """What was committed since this was last asked. Never waits. Raises the error of a commit that failed, once."""
@@ -125,12 +121,12 @@ class CheckpointWriter:
                 raise
             error.add_note(str(failed).partition("\n")[0])
 
-    def _commit(self, staged: Path, step: int, written: Written, state: str, best: frozenset[int]) -> None:
+    def _commit(self, staged: Path, step: int, finish: Finish, state: str, best: frozenset[int]) -> None:
         with self._whole_or_nothing(staged, step):
-            files = written()
+            written = finish()
             crash_point("driver/commit/seal")
             (staged / STATE).write_text(state)
-            _seal(staged, files)
+            _seal(staged, written)
             crash_point("driver/commit/rename")
             committed = self._put_in_place(staged, step)
         self._untold.append(committed)
@@ -255,17 +251,18 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _seal(folder: Path, written: Sequence[WrittenFile]) -> None:
-    """Make everything in a folder durable and write the manifest that says what it is."""
-    known = {file.path: file for file in written}
+def _seal(folder: Path, written: Sequence[FileEntry]) -> None:
+    """Make everything in a folder durable and write the manifest that says what it is: of files in `written`, what
+    their writers say."""
     inside = sorted(folder.rglob("*"))
     for path in inside:
         _fsync(path)
-    files = [path for path in inside if path.is_file()]
-    entries = [
-        FileEntry.written(known[path], within=folder) if path in known else FileEntry.of(path, within=folder)
-        for path in files
-    ]
+    for entry in written:
+        if (size := (folder / entry.name).stat().st_size) != entry.size:
+            raise OSError(f"{entry.name} has {size} bytes, {entry.size} were written")
+    names = {entry.name for entry in written}
+    files = [path for path in inside if path.is_file() and path.relative_to(folder).as_posix() not in names]
+    entries = [*written, *(FileEntry.of(path, within=folder) for path in files)]
     (folder / MANIFEST).write_text(manifest_of(entries))
     _fsync(folder / MANIFEST)
     _fsync(folder)

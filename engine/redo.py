@@ -41,8 +41,8 @@ def redo(plan: Plan, say: Say) -> Redone:
             # A trainer's settings are its own from its start: what comes before the step needs another one.
             with _trainers(plan.config, say) as workers:
                 before = _steps(here, plan.step - 1, plan.config, workers, say)
-                written = begin_to_save(Path(saved), plan.config, workers)
-                written()
+                finish = begin_to_save(Path(saved), plan.config, workers)
+                finish()
             here = Standing(step=plan.step - 1, folder=Path(saved), algorithm=before.algorithm)
         if plan.asked.algo.initial_state() != plan.config.algo.initial_state():
             here = replace(here, algorithm=plan.asked.algo.initial_state())

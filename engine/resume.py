@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState, step_of
 from engine.checkpoint_room import DiskFull
-from engine.checkpoint_writer import CheckpointWriter, Written
+from engine.checkpoint_writer import CheckpointWriter, Finish
 from engine.config import BestIs, Config, OnFullDisk, Resume
 from engine.fingerprint import flattened
 from engine.need import checkpoint_bytes
@@ -19,10 +19,10 @@ from engine.stopping import StopSignals
 from engine.tasks import OfflineTask, OnlineTask
 from engine.tracking import Tracker
 from workers.config import Schedule
+from workers.file_entry import FileEntry
 from workers.records import AlgorithmState
 
 if TYPE_CHECKING:
-    from workers.checkpoint_file import WrittenFile
     from workers.team import Workers
 
 MAY_CHANGE = ("run.", "cluster.", "evaluation.", "checks.", "reward.workers", "reward.timeout_s", "rollout.max_running")
@@ -97,16 +97,16 @@ def find_start(config: Config, data_fingerprint: str, checkpoints: Checkpoints, 
     return Start(progress=progress, folder=saved.path)
 
 
-def begin_to_save(folder: Path, config: Config, workers: Workers) -> Written:
+def begin_to_save(folder: Path, config: Config, workers: Workers) -> Finish:
     """What the trainers hold, and a reference that is not as the run began."""
     writing = [workers.policy.save(folder), workers.critic.save(folder)]
     if config.algo.online and config.algo.reference_refresh.every_steps:
         writing.append(workers.reference.save(folder))
 
-    def written() -> list[WrittenFile]:
-        return [file for wait in writing for of_rank in wait() for file in of_rank]
+    def finish() -> list[FileEntry]:
+        return [entry for written in writing for of_rank in written() for entry in of_rank]
 
-    return written
+    return finish
 
 
 def nothing_more(folder: Path) -> None:
@@ -186,10 +186,10 @@ class SavePoints:
             data_fingerprint=self._data_fingerprint,
         )
 
-        def begin(folder: Path) -> Written:
-            written = begin_to_save(folder, config, self._workers)
+        def begin(folder: Path) -> Finish:
+            finish = begin_to_save(folder, config, self._workers)
             self._write_more(folder)
-            return written
+            return finish
 
         with self._tracker.phase("save"):
             # By itself: what became of the one before is no reason to leave this one out. And it may be the best.

@@ -14,59 +14,51 @@ import hashlib
 import mmap
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.serialization import config as serialization
 
+from workers.file_entry import FileEntry
+
 BLOCK = 4 * 2**20
 """Bytes that are written at once, from memory that begins at a page, as devices want it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenFile:
-    """What a file was when it was written."""
-
-    path: Path
-    size: int
-    sha256: str
-
-
 class RankFiles:
-    """What one rank writes of a checkpoint. A disk that fails is told of when all ranks are done: before that they wait
-    for each other."""
+    """What one rank writes of one checkpoint. A disk that fails is told of when all ranks are done: before that they
+    wait for each other."""
 
-    def __init__(self) -> None:
-        self._written: list[WrittenFile] = []
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: list[FileEntry] = []
         self._failed: OSError | None = None
 
     def save(self, state_dict: object, path: str) -> None:
         """As DeepSpeed calls it."""
         try:
-            self._written.append(save_hashed(state_dict, Path(path)))
+            self._written.append(save_hashed(state_dict, Path(path), within=self._folder))
         except OSError as error:
             self._failed = error
 
-    def take(self) -> tuple[WrittenFile, ...]:
-        """Those since this was last asked. Raises OSError where one of them could not be written."""
-        written, failed = tuple(self._written), self._failed
-        self._written, self._failed = [], None
-        if failed is not None:
-            raise failed
-        return written
+    def written(self) -> tuple[FileEntry, ...]:
+        """All of them. Raises OSError where one could not be written."""
+        if self._failed is not None:
+            raise self._failed
+        return tuple(self._written)
 
 
-def save_hashed(state: object, path: Path) -> WrittenFile:
+def save_hashed(state: object, path: Path, *, within: Path) -> FileEntry:
     """`torch.save`, of which is known what was written. Raises OSError where the disk failed."""
     file = CheckpointFile(path)
     try:
         # The manifest has the SHA-256 of each file; a zip file's own checksums would take as long again.
         with serialization.patch("save.compute_crc32", False):
             torch.save(state, file)
-        return file.finish()
+        size, sha256 = file.finish()
     finally:
         file.close()
+    return FileEntry(name=path.relative_to(within).as_posix(), size=size, sha256=sha256)
 
 
 class CheckpointFile:
@@ -76,7 +68,6 @@ class CheckpointFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._descriptor = _opened(path)
         self._block, self._filled = memoryview(mmap.mmap(-1, BLOCK)), 0
         self._digest, self._size = hashlib.sha256(), 0
@@ -98,15 +89,15 @@ class CheckpointFile:
     def flush(self) -> None:
         """torch asks for it at its end; nobody reads before `finish`."""
 
-    def finish(self) -> WrittenFile:
-        """Everything is on the disk. Raises OSError where it is not."""
+    def finish(self) -> tuple[int, str]:
+        """Its size and SHA-256, when everything is on the disk. Raises OSError where it is not."""
         # The rest is no whole number of pages.
         self._through_the_cache()
         self._empty()
         if self._failed is not None:
             raise self._failed
         os.fsync(self._descriptor)
-        return WrittenFile(path=self._path, size=self._size, sha256=self._digest.hexdigest())
+        return self._size, self._digest.hexdigest()
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -16,7 +16,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from workers.stacks import size_within, stacks_of
+from workers.stacks import begin_anew_if_large, stacks_of
 from workers.stopped import RunStopped, WorkerDied
 
 LOG_TAIL_LINES = 15
@@ -133,7 +133,7 @@ class Roster:
         told = stacks_of({name: self.log_path(name) for name in self._names.values()})
         path = self._log_folder / "stacks.txt"
         with path.open("a") as file:
-            size_within(path)
+            begin_anew_if_large(path)
             for name, stacks in told.items():
                 file.write(f"=== {name}, {time.strftime('%F %T')}\n{stacks or '(no answer)'}\n")
         lines = []

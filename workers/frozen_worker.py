@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workers.batches import collate, scatter_rows, select
-from workers.checkpoint_file import WrittenFile
 from workers.config import Device, ModelConfig
+from workers.file_entry import FileEntry
 from workers.micro_batches import micro_batches, one_by_one
 from workers.model import TokenScorer, load_language_model, score_tokens
 from workers.packing import attend_by_segment
@@ -68,7 +68,7 @@ class FrozenWorker:
         for name, tensor in read_weights(manifest):
             own[name].lerp_(tensor.to(own[name]), share)
 
-    def save(self, folder: Path) -> tuple[WrittenFile, ...]:
+    def save(self, folder: Path) -> tuple[FileEntry, ...]:
         """The weights, for a reference that has moved since the run began. Nothing is told of their file: it is
         safetensors' to write."""
         own = self._scorer.model.named_parameters()

@@ -23,8 +23,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.actor_class import as_actor
-from workers.checkpoint_file import WrittenFile
 from workers.failures import Roster
+from workers.file_entry import FileEntry
 from workers.lessons import Lesson, Objective, Share
 from workers.placement import Place
 from workers.process_settings import WAIT_ASLEEP
@@ -188,7 +188,7 @@ class TrainerGroup(WorkerGroup):
             except (RayTaskError, GetTimeoutError):
                 continue
 
-    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
+    def save(self, folder: Path) -> Callable[[], list[tuple[FileEntry, ...]]]:
         """Begins; returns what waits for what each rank has written. A rank answers in the order in which it is asked:
         what it is asked later, it does when it has written what it held now."""
         return self.waiter([actor.save.remote(folder) for actor in self._actors], verb="save")
@@ -332,7 +332,7 @@ class ReferenceGroup(WorkerGroup):
         """Move towards the policy's weights, by this share of the way."""
         self.wait([actor.follow.remote(manifest, share) for actor in self._actors], verb="follow the policy")
 
-    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
+    def save(self, folder: Path) -> Callable[[], list[tuple[FileEntry, ...]]]:
         """Begins, as a trainer does. One copy is enough: all are equal."""
         return self.waiter([actor.save.remote(folder) for actor in self._actors[:1]], verb="save")
 

@@ -57,7 +57,10 @@ def whereabouts_of(log: Path) -> Whereabouts | None:
 def stacks_of(logs: Mapping[str, Path]) -> dict[str, str]:
     """What each worker, by name and with its log, answers; empty for one that does not."""
     files = {name: _stacks_file(log) for name, log in logs.items()}
-    began = {name: size_within(file) for name, file in files.items() if file.exists()}
+    there = {name: file for name, file in files.items() if file.exists()}
+    for file in there.values():
+        begin_anew_if_large(file)
+    began = {name: file.stat().st_size for name, file in there.items()}
     _ask([where for log in logs.values() if (where := whereabouts_of(log)) is not None])
     deadline = time.monotonic() + WRITTEN_WITHIN_S
     written: dict[str, str] = {}
@@ -69,11 +72,10 @@ def stacks_of(logs: Mapping[str, Path]) -> dict[str, str]:
     return {name: written.get(name, "") for name in logs}
 
 
-def size_within(file: Path, *, limit: int = STACKS_LIMIT) -> int:
-    """How large a file of stacks is; one that has exceeded the limit begins anew. Whoever appends goes on there."""
+def begin_anew_if_large(file: Path, *, limit: int = STACKS_LIMIT) -> None:
+    """A file of stacks that has exceeded the limit is emptied; whoever appends to it goes on there."""
     if file.stat().st_size > limit:
         os.truncate(file, 0)
-    return file.stat().st_size
 
 
 def _stacks_file(log: Path) -> Path:

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from workers.activations import keep_within
 from workers.batches import append_blank, on_device, pad_with_blank, scatter_rows, select
-from workers.checkpoint_file import RankFiles, WrittenFile
+from workers.checkpoint_file import RankFiles
 from workers.config import Device, LoraInit, ModelConfig, Precision, TrainConfig, TuningConfig, TuningMethod
 from workers.embedding_noise import noise_seed
+from workers.file_entry import FileEntry
 from workers.meeting import MeetingPoint, join
 from workers.micro_batches import Units, micro_batches, one_by_one
 from workers.model import Scorer
@@ -140,9 +141,6 @@ class TrainWorker(ABC):
             optimizer=make_optimizer([p for p in scorer.parameters() if p.requires_grad], setup.train),
             config=settings,
         )
-        self._files = RankFiles()
-        # DeepSpeed calls it for each file of a checkpoint, in place of its own.
-        self._engine.checkpoint_engine.save = self._files.save
         self._updates_done = 0
 
     @abstractmethod
@@ -253,18 +251,21 @@ class TrainWorker(ABC):
         changes_base = self._tuning.method is TuningMethod.FULL or self._tuning.init is LoraInit.PISSA
         return not changes_base
 
-    def save(self, folder: Path) -> tuple[WrittenFile, ...]:
+    def save(self, folder: Path) -> tuple[FileEntry, ...]:
         """Everything that decides this rank's future: what it has learned, optimizer, the schedule's position.
 
         Returns its large files; DeepSpeed writes a few bytes beside them. Raises OSError where this rank's disk failed.
         """
+        files = RankFiles(folder)
+        # DeepSpeed calls it for each of them, in place of its own.
+        self._engine.checkpoint_engine.save = files.save
         self._engine.save_checkpoint(
             str(folder),
             tag=self._rank.role,
             client_state={"updates_done": self._updates_done},
             exclude_frozen_parameters=self._saves_only_what_is_learned,
         )
-        return self._files.take()
+        return files.written()
 
     def load(self, folder: Path) -> None:
         """The other half of `save`, by as many ranks or by others: `resharding` says what that changes.

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.checkpoint import CheckpointError, Checkpoints, CheckpointState
-from engine.checkpoint_writer import Begin, CheckpointWriter, Written
+from engine.checkpoint_writer import Begin, CheckpointWriter, Finish
 from engine.origin import git_version
 from tests.bench._output import tell
 from tests.disk_changes import Change, Fault, Perform, changes_of, failing, in_a_child, told
@@ -115,8 +115,8 @@ def _median_ratio(these: list[float], those: list[float]) -> float:
 def as_trainers_do(state: State) -> Begin:
     """As for a run that asks something else of its trainers right away."""
 
-    def begin(staged: Path) -> Written:
-        written = save_hashed(state, staged / "model.pt")
+    def begin(staged: Path) -> Finish:
+        written = save_hashed(state, staged / "model.pt", within=staged)
         return lambda: [written]
 
     return begin
@@ -204,8 +204,12 @@ def found_by_tracker(folder: Path) -> int | None:
 
 
 def commit(folder: Path, step: int) -> None:
+    def begin(staged: Path) -> Finish:
+        write_states(staged, step)
+        return tuple  # none of them hashed
+
     with CheckpointWriter(Checkpoints(folder=folder, keep=1), need_bytes=0) as writer:
-        writer.save(step, lambda staged: write_states(staged, step) or tuple, progress_of(step))
+        writer.save(step, begin, progress_of(step))
 
 
 def found_by_manifest(folder: Path) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints, CheckpointState, manifest_of
-from engine.checkpoint_writer import Begin, CheckpointWriter, Written
+from engine.checkpoint_writer import Begin, CheckpointWriter, Finish
 from engine.fingerprint import flattened
 from workers.config import TrainConfig
 from workers.records import AlgorithmState
@@ -38,7 +38,7 @@ Write = Callable[[Path], object]
 def at_once(write: Write) -> Begin:
     """Everything is written before the run goes on."""
 
-    def begin(folder: Path) -> Written:
+    def begin(folder: Path) -> Finish:
         write(folder)
         return tuple
 
@@ -48,12 +48,12 @@ def at_once(write: Write) -> Begin:
 def beside(write: Write) -> Begin:
     """Everything is written beside the run."""
 
-    def begin(folder: Path) -> Written:
-        def written() -> tuple[()]:
+    def begin(folder: Path) -> Finish:
+        def finish() -> tuple[()]:
             write(folder)
             return ()
 
-        return written
+        return finish
 
     return begin
 

@@ -17,9 +17,10 @@ import pytest
 from test_checkpoint import at_once, beside, flip_a_bit, names, save, state_of, truncate, weights_of, writer_of
 
 from engine.checkpoint import MANIFEST, CheckpointError, Checkpoints
-from engine.checkpoint_writer import CheckpointWriter, Written
+from engine.checkpoint_writer import CheckpointWriter, Finish
 from tests.disk_changes import Change, Perform, told
-from workers.checkpoint_file import WrittenFile, save_hashed
+from workers.checkpoint_file import save_hashed
+from workers.file_entry import FileEntry
 from workers.records import AlgorithmState
 from workers.stopped import WorkerDied
 
@@ -74,15 +75,15 @@ def a_disk_without_renaming() -> Iterator[None]:
 def test_a_save_returns_when_the_trainers_have_begun(writer: CheckpointWriter, checkpoints: Checkpoints) -> None:
     threads, go_on = [], threading.Event()
 
-    def begin(folder: Path) -> Written:
+    def begin(folder: Path) -> Finish:
         threads.append(threading.current_thread())
 
-        def written() -> Sequence[WrittenFile]:
+        def finish() -> Sequence[FileEntry]:
             threads.append(threading.current_thread())
             assert go_on.wait(PATIENCE_S)
             return weights_of(10, "")(folder)()
 
-        return written
+        return finish
 
     writer.save(10, begin, state_of(10))
     assert threads[0] is threading.main_thread()
@@ -140,8 +141,8 @@ def test_a_file_is_not_read_again_that_was_hashed_when_it_was_written(
 ) -> None:
     """So what its writer said is in the manifest, and the disk is held to it when it is read."""
 
-    def begin(folder: Path) -> Written:
-        written = save_hashed({"weights": [1.0]}, folder / "model.pt")
+    def begin(folder: Path) -> Finish:
+        written = save_hashed({"weights": [1.0]}, folder / "model.pt", within=folder)
         return lambda: [replace(written, sha256="0" * 64)]
 
     with writer:
@@ -150,18 +151,22 @@ def test_a_file_is_not_read_again_that_was_hashed_when_it_was_written(
         checkpoints.newest_valid()
 
 
-def test_a_file_that_is_not_as_large_as_was_written_is_no_checkpoint(
-    writer: CheckpointWriter, checkpoints: Checkpoints
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [(lambda file: os.truncate(file, 9), r"model\.pt has 9 bytes, \d+ were written"), (os.remove, "No such file")],
+)
+def test_a_file_that_is_not_there_as_it_was_written_makes_no_checkpoint(
+    writer: CheckpointWriter, checkpoints: Checkpoints, harm: Callable[[Path], None], told: str
 ) -> None:
     save(checkpoints, 10)
 
-    def begin(folder: Path) -> Written:
-        written = save_hashed({"weights": [1.0]}, folder / "model.pt")
-        os.truncate(folder / "model.pt", written.size - 1)
+    def begin(folder: Path) -> Finish:
+        written = save_hashed({"weights": [1.0]}, folder / "model.pt", within=folder)
+        harm(folder / "model.pt")
         return lambda: [written]
 
     with (
-        pytest.raises(CheckpointError, match=r"step 20 could not be saved in .*model.pt has \d+ bytes, \d+ were"),
+        pytest.raises(CheckpointError, match=f"step 20 could not be saved in .*{told}"),
         writer,
     ):
         writer.save(20, begin, state_of(20))

@@ -20,8 +20,9 @@ from engine.config import load_config
 from engine.resume import Progress, SavePoints, Start, find_start
 from engine.stopping import STOP_SIGNALS, StopAsked, StopSignals
 from engine.tracking import Tracker
-from workers.checkpoint_file import WrittenFile
+from workers.file_entry import FileEntry
 from workers.records import AlgorithmState
+from workers.stopped import WorkerDied
 
 STATE = AlgorithmState(kl_coef=0.1)
 
@@ -33,10 +34,10 @@ class Trainer:
     step: int = 0
     fails: Exception | None = None
 
-    def save(self, folder: Path) -> Callable[[], list[tuple[WrittenFile, ...]]]:
+    def save(self, folder: Path) -> Callable[[], list[tuple[FileEntry, ...]]]:
         step, fails = self.step, self.fails
 
-        def written() -> list[tuple[WrittenFile, ...]]:
+        def written() -> list[tuple[FileEntry, ...]]:
             if fails is not None:
                 raise fails
             (folder / "weights.txt").write_text(f"{step}")
@@ -187,7 +188,7 @@ def test_a_disk_that_fills_up_behind_the_runs_back_is_told_and_costs_that_checkp
 ) -> None:
     seal = checkpoint_writer._seal
 
-    def full(folder: Path, written: Sequence[WrittenFile]) -> None:
+    def full(folder: Path, written: Sequence[FileEntry]) -> None:
         if f"step_{full_at:06d}" in folder.name:
             raise NO_ROOM
         seal(folder, written)
@@ -199,6 +200,24 @@ def test_a_disk_that_fills_up_behind_the_runs_back_is_told_and_costs_that_checkp
     told = capsys.readouterr().out
     assert set(run.kept) == kept if goes_on else full_at not in run.kept
     assert told.count("the run goes on") == goes_on
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "fails", "ends"),
+    [(False, NO_ROOM, DiskFull), (True, NO_ROOM, StopAsked), (True, WorkerDied("policy 0 died"), WorkerDied)],
+)
+def test_a_stop_whose_save_fails_ends_with_what_failed_unless_the_run_may_do_without(
+    tmp_path: Path, goes_on: bool, fails: Exception, ends: type[BaseException]
+) -> None:
+    run = Run(folder=tmp_path, overrides=("run.on_full_disk=go_on",) if goes_on else ())
+
+    def ask_and_fail() -> None:
+        run.trainer.fails = fails
+        ask()
+
+    with pytest.raises(ends):
+        run.go(at(4, ask_and_fail))
+    assert run.kept == {3: "3"}
 
 
 def test_another_failure_of_a_save_stops_the_run_whatever_a_full_disk_does(tmp_path: Path) -> None:

@@ -49,6 +49,19 @@ def test_a_stop_in_the_engines_turn_gives_the_trainers_theirs_to_save_in() -> No
     assert log == TO_ENGINES + TO_TRAINERS
 
 
+def test_a_stop_while_the_trainers_make_room_gives_it_back() -> None:
+    """They may be writing a checkpoint first, so this can take a while."""
+    workers, log = turns(shares_devices=True)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    workers.critic.offload = stop
+    with pytest.raises(KeyboardInterrupt), workers.generating():
+        pass
+    assert log == TO_ENGINES[:1] + TO_TRAINERS
+
+
 def test_an_error_in_the_engines_turn_is_told_and_nobody_is_moved() -> None:
     workers, log = turns(shares_devices=True)
     with pytest.raises(ValueError, match="broken"), workers.generating():
