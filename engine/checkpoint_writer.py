@@ -6,8 +6,8 @@ A checkpoint is written aside, made durable, sealed by a manifest, and becomes o
                           staging         committing, on a thread of its own
 
 Only staging holds the run up. A trainer that has begun answers nobody until it has written what it holds, so what is
-written does not change, and the engines decode the next step's responses meanwhile. Older checkpoints are removed when
-the new one is in place, and never before.
+written does not change; meanwhile engines with devices of their own decode the next step's responses. Older checkpoints
+are removed when the new one is in place, and never before.
 """
 
 from __future__ import annotations
