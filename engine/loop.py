@@ -62,7 +62,7 @@ def train_online(
                         tracker.label("weights_checksum", published.manifest.checksum)
                         metrics |= {"weights_bytes": float(published.num_bytes)}
 
-                metrics |= workers.memory()
+                metrics |= workers.vitals()
                 kept_at = rollouts_of(config.run_folder, step + 1)
                 state = algorithm.next_state(state, metrics)
                 new_alarms = tracker.alarms(metrics, responses=kept_at)

@@ -52,7 +52,7 @@ def train_offline(
                 reports = workers.policy.fit(deal(lessons), totals, objective)
                 check_tokens(reports, announced=totals.tokens)
                 metrics |= of_update(reports) | {"tokens": float(sum(lesson.num_tokens for lesson in lessons))}
-                metrics |= workers.memory()
+                metrics |= workers.vitals()
                 new_alarms = tracker.alarms(metrics, responses=tracker.folder / "metrics.jsonl")
                 skips.observe(metrics["skipped_updates"], batch=", ".join(lesson.id for lesson in lessons))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from engine.checkpoint import STATE, CheckpointState
 
-OF_THIS_MACHINE = ("time/", "memory/", "alarms/memory", "tokens_per_s", "reward/judging_s")
+OF_THIS_MACHINE = ("time/", "memory/", "alarms/memory", "replaced_workers", "tokens_per_s", "reward/judging_s")
 """Metrics that no two runs share."""
 MOST_TOLD = 5
 Row = Mapping[str, float | str]

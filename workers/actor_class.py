@@ -7,16 +7,20 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from workers.around_verbs import verbs_within
 from workers.bounded_log import keep_bounded
 from workers.crash_points import crash_points
 from workers.memory import Peaks
 from workers.stacks import answer_with_stacks
+from workers.vitals import Vitals
 
 
 def as_actor(worker_class: type) -> type:
@@ -25,7 +29,8 @@ def as_actor(worker_class: type) -> type:
 
     class Logged(worker_class):
         def __init__(self, name: str, log_path: str, secrets: dict[str, str], *arguments: Any) -> None:
-            self._name_in_run, self._peaks = name, Peaks()
+            self._name_in_run, self._life, self._peaks = name, uuid.uuid4().hex, Peaks()
+            self._replaces_another = bool(ray.get_runtime_context().was_current_actor_reconstructed)
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
             keep_bounded(Path(log_path))
@@ -40,8 +45,8 @@ def as_actor(worker_class: type) -> type:
             """How Ray names it in tracebacks."""
             return self._name_in_run
 
-        def take_memory_peaks(self) -> dict[str, float]:
-            return self._peaks.take()
+        def take_vitals(self) -> Vitals:
+            return Vitals(life=self._life, replaces_another=self._replaces_another, memory_gib=self._peaks.take())
 
     for verb, call in verbs_within(worker_class, _around).items():
         setattr(Logged, verb, call)

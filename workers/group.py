@@ -39,6 +39,7 @@ from workers.records import (
 )
 from workers.stopped import WorkerDied
 from workers.tally import UpdateReport
+from workers.vitals import Asked
 
 DEATH_KNOWN_WITHIN_S = 5.0
 MOST_GROUPS_AT_ONCE = 1_000_000
@@ -112,9 +113,12 @@ class WorkerGroup:
         """A reference for each copy that resolves when it has been constructed."""
         return [(name, actor.__ray_ready__.remote()) for name, actor in zip(self._names, self._actors, strict=True)]
 
-    def memory_peaks(self) -> list[ObjectRef]:
-        """A reference for each copy to what its verbs took since it was last asked."""
-        return [actor.take_memory_peaks.remote() for actor in self._actors]
+    def vitals(self) -> list[Asked]:
+        """What each copy says of itself, its memory since it was last asked."""
+        return [
+            Asked(role=self.role, name=name, vitals=actor.take_vitals.remote())
+            for name, actor in zip(self._names, self._actors, strict=True)
+        ]
 
     def wait(self, refs: Sequence[ObjectRef], *, verb: str) -> list[Any]:
         """The answers, in order.

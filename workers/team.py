@@ -30,7 +30,6 @@ from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
 from workers.judge_server import JudgeServer, JudgeServerSetup
 from workers.meeting import MeetingPoint, meeting_point
-from workers.memory_metrics import memory_of
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
@@ -43,6 +42,7 @@ from workers.rollout_actor import RolloutActor
 from workers.starting import Announce, TookS, await_all
 from workers.telling import TellLines, telling_on_signal
 from workers.train_worker import RankInfo, TrainerSetup
+from workers.vitals import RollCall
 from workers.weight_sync import WeightSyncError
 
 
@@ -66,6 +66,7 @@ class Workers:
     reward: RewardGroup
     judge: JudgeServerGroup
     """The language model that reward functions ask."""
+    roll_call: RollCall
     shares_devices: bool
     """Whether trainers and rollout engines live on the same GPUs and take turns."""
 
@@ -97,10 +98,11 @@ class Workers:
             self.policy.reload()
             self.critic.reload()
 
-    def memory(self) -> Metrics:
-        """The most that each verb of each role took since this was last asked; the largest over copies counts."""
+    def vitals(self) -> Metrics:
+        """The most memory that each verb of each role took since this was last asked, and how many workers were
+        replaced, which it announces."""
         groups = (self.policy, self.critic, self.reference, self.rollout, self.reward)
-        return memory_of([(group.role, ref) for group in groups for ref in group.memory_peaks()])
+        return self.roll_call.metrics([asked for group in groups for asked in group.vitals()])
 
     def publish_weights(self, *, version: int) -> SyncReport:
         """Every rollout engine serves the policy's weights, as `version`, from now on.
@@ -130,8 +132,9 @@ def start_workers(
     """Ray, a bundle for everybody, and all models loaded side by side.
 
     However the block is left (an error, Ctrl-C, half-way through the start) no worker stays behind. `announce` is told
-    what has been started, in words, and `started` the seconds that Ray took and then each role; `tell` is told, when a
-    signal asks, what the run waits for. `rewards` is empty for a run that judges nothing, or by a reward model alone.
+    in words what has been started, and later who was replaced; `started` the seconds that Ray took and then each role;
+    `tell`, when a signal asks, what the run waits for. `rewards` is empty for a run that judges nothing, or by a reward
+    model alone.
     """
     places, began = places_for(team), time.monotonic()
     roster = Roster(Path(team.log_folder).resolve())
@@ -154,7 +157,8 @@ def start_workers(
         judge = _make_judge_server(team, hosting)
         took_s |= await_all([judge], roster, timeout_s=timeout_s, announce=announce)
         reward = _make_judges(team, rewards, canaries, judge, hosting)
-        workers = _make_workers(team, reward, judge, hosting, meeting)
+        roll_call = RollCall(announce, roster.log_path)
+        workers = _make_workers(team, reward, judge, roll_call, hosting, meeting)
         groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
         took_s |= await_all(groups, roster, timeout_s=timeout_s, announce=announce)
         started(took_s)
@@ -187,7 +191,12 @@ def critic_setup(team: TeamConfig) -> TrainerSetup:
 
 
 def _make_workers(
-    team: TeamConfig, reward: RewardGroup, judge: JudgeServerGroup, hosting: Hosting, meeting: MeetingPoint
+    team: TeamConfig,
+    reward: RewardGroup,
+    judge: JudgeServerGroup,
+    roll_call: RollCall,
+    hosting: Hosting,
+    meeting: MeetingPoint,
 ) -> Workers:
     policy, critic = policy_setup(team), critic_setup(team)
 
@@ -239,6 +248,7 @@ def _make_workers(
         ),
         reward=reward,
         judge=judge,
+        roll_call=roll_call,
         shares_devices=team.shares_devices,
     )
 

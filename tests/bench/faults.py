@@ -213,7 +213,13 @@ def _judge(found: Kills, run: Disturbed, deaths: Sequence[Death], whole: Path, *
 
 def _told(later: Sequence[Line], death: Death) -> list[float]:
     """By the run, or by Ray, which asks the worker's replacement again."""
-    marks = ("was killed by", " died while ", "A worker died or was killed", "so the task will be retried")
+    marks = (
+        "was killed by",
+        " died while ",
+        " died and was replaced",
+        "A worker died or was killed",
+        "so the task will be retried",
+    )
     return [line.at_s - death.at_s for line in later if any(mark in line.text for mark in marks)]
 
 

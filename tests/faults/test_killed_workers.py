@@ -65,6 +65,8 @@ def test_a_run_whose_workers_are_killed_is_bit_for_bit_the_run_that_was_left_alo
     assert exit_code == 0, output
     log = (tmp_path / "disturbed" / "logs" / "rollout_0.log").read_text()
     assert "in place of one that died: serving version" in log, "otherwise no engine was replaced"
+    for name in ("reward 0", "rollout 0", "reference 0"):
+        assert output.count(f"{name} died and was replaced") == 1, output
     assert_equal(whole.folder, tmp_path / "disturbed")
 
 

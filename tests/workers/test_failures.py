@@ -19,12 +19,14 @@ from ray import ObjectRef
 from workers.failures import LOG_TAIL_LINES, WorkerFailed, WorkerTimeout
 from workers.group import Hosting, TrainerGroup, WorkerGroup, trainers_death_first
 from workers.placement import Place
+from workers.records import Metrics
 from workers.stopped import RunStopped, WorkerDied
 from workers.telling import telling_on_signal
+from workers.vitals import RollCall
 
 PLACES = tuple(
     Place(role=role, index=index, cpus=1.0, gpus=0.0)
-    for role, count in (("policy", 3), ("rollout", 1), ("reward", 1), ("critic", 1))
+    for role, count in (("policy", 3), ("rollout", 1), ("reward", 1), ("critic", 1), ("reference", 1))
     for index in range(count)
 )
 
@@ -50,6 +52,9 @@ def fragile() -> type:
 
         def die(self) -> None:
             os._exit(3)
+
+        def pid(self) -> int:
+            return os.getpid()
 
         def rest(self) -> None:
             time.sleep(3.5)  # longer than a call may take
@@ -248,3 +253,24 @@ def test_what_a_worker_does_beside_its_main_thread_is_told(hosting: Hosting) -> 
     assert where() == "(nothing of the run's own)"
     rollout.wait([rollout.call("leave_a_thread", 0)], verb="sample")
     assert where().endswith(" in decode")
+
+
+def test_a_worker_that_ray_replaces_while_it_is_idle_is_told_of_once(hosting: Hosting) -> None:
+    group = FragileGroup(fragile(), hosting, role="reference", arguments=[("new",)], restarts=1)
+    announced: list[str] = []
+    roll_call = RollCall(announced.append, hosting.roster.log_path)
+
+    def answer() -> Metrics:
+        deadline = time.monotonic() + 60
+        while "memory/reference/resident_gib" not in (metrics := roll_call.metrics(group.vitals())):
+            assert time.monotonic() < deadline
+        return metrics
+
+    assert answer()["replaced_workers"] == 0.0
+    os.kill(ray.get(group.call("pid", 0)), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while answer()["replaced_workers"] == 0.0:  # Ray hears of it in a moment
+        assert not announced and time.monotonic() < deadline
+    assert answer()["replaced_workers"] == 0.0
+    log = hosting.roster.log_path("reference 0")
+    assert announced == [f"reference 0 died and was replaced; what it said is in {log}"]
