@@ -5,10 +5,12 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
 from tests.bench._stub_models import Plan, StubEngine
-from tests.bench._timeline import Bar, Panel, svg
+from tests.bench._timeline import LEFT, WIDTH, Bar, Panel, svg
 from tests.bench.overlap import TRACES, lengths_of
+from tests.bench.step import Measured, timeline
 from workers.records import Sampling, Span, WeightManifest
 from workers.rollout_worker import CompletionRequest
 
@@ -83,3 +85,29 @@ def test_a_timeline_has_a_row_a_worker_and_bars_where_they_worked() -> None:
     decode, update = own
     assert float(decode.get("width")) == float(update.get("width")), "what is out of the picture is cut off"
     assert float(decode.get("height")) * 2 == float(update.get("height"))
+
+
+def test_a_mean_step_is_drawn_phase_behind_phase_beside_that_of_another_version() -> None:
+    def measured(git: str, generate_s: float, update_s: float) -> Measured:
+        return Measured(
+            case="nano",
+            command="",
+            git=git,
+            config="",
+            seed=0,
+            steps=1,
+            step_s=generate_s + update_s,
+            phase_s={"generate": generate_s, "update": update_s},
+            score_s=0.0,
+            tokens_per_s=1.0,
+        )
+
+    root = ElementTree.fromstring(timeline([measured("old", 3.0, 1.0)], [measured("new", 1.0, 0.5)]))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{space}text")]
+    assert texts == ["nano: 4 s before (old), 1.5 s now (new)", "before", "now"]
+    bars = [rect for rect in root.iter(f"{space}rect") if rect.find(f"{space}title") is not None]
+    assert [bar.find(f"{space}title").text for bar in bars] == ["generate", "update"] * 2
+    whole = WIDTH - LEFT
+    ends = [(float(bar.get("x")) - LEFT + float(bar.get("width"))) / whole for bar in bars]
+    assert ends == pytest.approx([0.75, 1.0, 0.25, 0.375], abs=1e-3)

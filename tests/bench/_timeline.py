@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, LEFT, ROW, GAP, TOP = 960, 90, 34, 8, 26
-COLOURS = {"decode": "#4c78a8", "update": "#f58518", "new weights": "#222222"}
+COLOURS = {
+    "decode": "#4c78a8", "generate": "#4c78a8", "reference": "#72b7b2", "credit": "#54a24b", "update": "#f58518",
+    "new weights": "#222222", "sync": "#222222", "rest": "#bab0ac",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
     python -m tests.bench.step                        # nano, and SmolLM2 where its folder is
     python -m tests.bench.step --json step.json       # the same as JSON; --json alone prints it
     python -m tests.bench.step --case nano --steps 20
+    python -m tests.bench.step --json step.json --before step_before.json --svg step.svg    # a picture of both
 
 Real runs of the real command; each figure is the mean over the steps after the first ones, which warm up. Read the
 shares: seconds are of one machine. SmolLM2's folder is build/smollm2-135m, or HELIOSTAT_SMOLLM2 (examples/smollm2).
@@ -11,11 +12,12 @@ shares: seconds are of one machine. SmolLM2's folder is build/smollm2-135m, or H
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from engine.config import load_config
 from engine.origin import config_hash, git_version
 from tests.bench._output import tell
 from tests.bench._runs import REPOSITORY, rows_of_run
+from tests.bench._timeline import Bar, Panel, svg
 
 SMOLLM2 = os.environ.get("HELIOSTAT_SMOLLM2", "build/smollm2-135m")
 """Relative to the repository, where the runs are started."""
@@ -109,6 +112,24 @@ def show(measured: Sequence[Measured]) -> None:
     Console(width=130).print(table)
 
 
+def timeline(before: Sequence[Measured], now: Sequence[Measured]) -> str:
+    """A mean step of each case as two versions do it, one phase behind the other; a case's earlier step is as wide as
+    the picture."""
+    panels = []
+    for was, one in ((was, one) for was in before for one in now if was.case == one.case):
+        bars = [bar for row, of in (("before", was), ("now", one)) for bar in _bars(of, row=row, unit_s=was.step_s)]
+        title = f"{one.case}: {was.step_s:.3g} s before ({was.git}), {one.step_s:.3g} s now ({one.git})"
+        panels.append(Panel(title=title, bars=tuple(bars), marks_s=()))
+    return svg(panels, seconds=1.0)
+
+
+def _bars(measured: Measured, *, row: str, unit_s: float) -> Iterator[Bar]:
+    start = 0.0
+    for phase, seconds in measured.phase_s.items():
+        yield Bar(row=row, what=phase, start_s=start / unit_s, end_s=(start + seconds) / unit_s)
+        start += seconds
+
+
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
     return statistics.fmean(row[name] for row in rows)
 
@@ -118,7 +139,11 @@ def main() -> None:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON: into a file, or printed")
     parser.add_argument("--case", choices=[case.name for case in CASES], help="one of them (default: all)")
     parser.add_argument("--steps", type=int, help=f"of each run; the first {WARM_UP_STEPS} warm up")
+    parser.add_argument("--before", metavar="FILE", help="what --json of another version wrote, on this machine")
+    parser.add_argument("--svg", metavar="FILE", help="a picture of a step as that version does it, and as this one")
     asked = parser.parse_args()
+    if bool(asked.before) != bool(asked.svg):
+        parser.error("--before and --svg go together")
     if asked.steps is not None and asked.steps <= WARM_UP_STEPS:
         parser.error(f"--steps is {asked.steps}: the first {WARM_UP_STEPS} steps are not measured")
     cases = [case for case in CASES if asked.case in (None, case.name)]
@@ -133,6 +158,9 @@ def main() -> None:
             for case in cases
         ]
     tell([asdict(one) for one in measured], asked.json, lambda: show(measured))
+    if asked.svg:
+        before = [Measured(**one) for one in json.loads(Path(asked.before).read_text())]
+        Path(asked.svg).write_text(timeline(before, measured))
 
 
 if __name__ == "__main__":
