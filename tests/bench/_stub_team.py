@@ -6,8 +6,10 @@ the order of the work costs, and not what the machine does.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from workers.judge_server import JudgeServer
 from workers.placement import Place, reserved
 from workers.reward_worker import RewardWorker
 from workers.team import Workers
+from workers.vitals import RollCall
 
 
 @contextmanager
@@ -61,6 +64,7 @@ def stub_team(config: Config, logs: Path) -> Iterator[Workers]:
                 concurrency=config.reward.processes + 1,
             ),
             judge=JudgeServerGroup(JudgeServer, hosting, role="judge", arguments=[]),
+            roll_call=RollCall(partial(print, file=sys.stderr), hosting.roster.log_path),
             shares_devices=False,
         )
 

@@ -25,6 +25,7 @@ def turns(*, shares_devices: bool) -> tuple[Workers, list[str]]:
             rollout=role("rollout", "sleep", "wake"),
             reward=role("reward"),
             judge=SimpleNamespace(needed=nullcontext),
+            roll_call=SimpleNamespace(),
             shares_devices=shares_devices,
         ),
         log,
