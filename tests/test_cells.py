@@ -94,8 +94,8 @@ class OneWorker:
     policy: OneStudent
     critic: NoCritic
 
-    def memory(self) -> dict[str, float]:
-        """Nobody measures it here."""
+    def vitals(self) -> dict[str, float]:
+        """Nobody asks for them here."""
         return {}
 
 
