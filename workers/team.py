@@ -26,18 +26,15 @@ from workers.group import (
     RolloutGroup,
     trainers_death_first,
 )
-from workers.judge_endpoint import KEY_ENV, with_endpoint
 from workers.judge_group import JudgeServerGroup
-from workers.judge_server import JudgeServer, JudgeServerSetup
+from workers.judges import make_judge_server, make_judges
 from workers.meeting import MeetingPoint, meeting_point
 from workers.placement import connected, reserved
 from workers.places import places_for
 from workers.policy_worker import PolicyWorker
 from workers.process_settings import process_settings
 from workers.records import Metrics, WeightManifest, WeightReceipt
-from workers.reward_model_judge import RewardModelJudge, reward_model_judge_setup
 from workers.reward_model_worker import RewardModelWorker
-from workers.reward_worker import RewardWorker
 from workers.rollout_actor import RolloutActor
 from workers.starting import Announce, TookS, await_all
 from workers.telling import TellLines, telling_on_signal
@@ -154,9 +151,9 @@ def start_workers(
         )
         took_s, timeout_s = {"ray": time.monotonic() - began}, team.cluster.startup_timeout_s
         # The functions are tried where they will run, and the judge that they ask is up by then.
-        judge = _make_judge_server(team, hosting)
+        judge = make_judge_server(team, hosting)
         took_s |= await_all([judge], roster, timeout_s=timeout_s, announce=announce)
-        reward = _make_judges(team, rewards, canaries, judge, hosting)
+        reward = make_judges(team, rewards, canaries, judge, hosting)
         roll_call = RollCall(announce, roster.log_path)
         workers = _make_workers(team, reward, judge, roll_call, hosting, meeting)
         groups = [reward, workers.policy, workers.critic, workers.rollout, workers.reference]
@@ -229,27 +226,29 @@ def _make_workers(
             role="critic",
             arguments=[(critic, rank) for rank in ranks("critic") if team.has_critic],
         ),
-        reference=ReferenceGroup(
-            FrozenWorker,
-            hosting,
-            role="reference",
-            arguments=[
-                (
-                    team.model,
-                    team.cluster.device,
-                    team.seed,
-                    team.train.tokens_per_micro_batch,
-                    team.train.packing,
-                    team.tuning.adapters,
-                )
-            ]
-            * int(team.reference),
-            restarts=0 if team.reference_follows else team.cluster.worker_restarts,
-        ),
+        reference=_make_reference(team, hosting),
         reward=reward,
         judge=judge,
         roll_call=roll_call,
         shares_devices=team.shares_devices,
+    )
+
+
+def _make_reference(team: TeamConfig, hosting: Hosting) -> ReferenceGroup:
+    arguments = (
+        team.model,
+        team.cluster.device,
+        team.seed,
+        team.train.tokens_per_micro_batch,
+        team.train.packing,
+        team.tuning.adapters,
+    )
+    return ReferenceGroup(
+        FrozenWorker,
+        hosting,
+        role="reference",
+        arguments=[arguments] * int(team.reference),
+        restarts=0 if team.reference_follows else team.cluster.worker_restarts,
     )
 
 
@@ -263,43 +262,3 @@ def _engine_restarts(team: TeamConfig) -> int:
 def _of_critic(team: TeamConfig) -> TuningConfig:
     """As the policy is tuned. An adapter of its own is always a new one, and another model has no earlier ones."""
     return replace(team.tuning, adapters=[] if team.critic.path else team.tuning.adapters, continue_last=False)
-
-
-def _make_judge_server(team: TeamConfig, hosting: Hosting) -> JudgeServerGroup:
-    setup = JudgeServerSetup(
-        judge=team.reward.judge,
-        device=team.cluster.device,
-        seed=team.seed,
-        only_here=sum(node["Alive"] for node in ray.nodes()) == 1,
-    )
-    return JudgeServerGroup(
-        JudgeServer,
-        hosting,
-        role="judge",
-        arguments=[(setup,)] * sum(place.role == "judge" for place in hosting.places),
-    )
-
-
-def _make_judges(
-    team: TeamConfig,
-    rewards: Sequence[RewardSpec],
-    canaries: Sequence[Canary],
-    judge: JudgeServerGroup,
-    hosting: Hosting,
-) -> RewardGroup:
-    secrets: dict[str, str] = {}
-    if len(judge):
-        endpoint = judge.endpoint()
-        rewards, secrets = with_endpoint(rewards, endpoint), {KEY_ENV: endpoint.key}
-    config, judges = team.reward, team.reward.workers if team.rollout_workers else 0
-    budget = team.train.tokens_per_micro_batch
-    setup = reward_model_judge_setup(team.model, config, team.cluster.device, tokens_per_micro_batch=budget)
-    return RewardGroup(
-        RewardModelJudge if config.model else RewardWorker,
-        hosting,
-        role="reward",
-        arguments=[(rewards, canaries, setup if config.model else config)] * judges,
-        secrets=secrets,
-        concurrency=config.processes + 1,
-        restarts=team.cluster.worker_restarts,
-    )
