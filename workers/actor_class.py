@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from workers.around_verbs import verbs_within
 from workers.bounded_log import keep_bounded
 from workers.crash_points import crash_points
 from workers.memory import Peaks
 from workers.stacks import answer_with_stacks
-from workers.vitals import Vitals
+from workers.vitals import Vitals, replaces_another
 
 
 def as_actor(worker_class: type) -> type:
@@ -30,7 +28,7 @@ def as_actor(worker_class: type) -> type:
     class Logged(worker_class):
         def __init__(self, name: str, log_path: str, secrets: dict[str, str], *arguments: Any) -> None:
             self._name_in_run, self._life, self._peaks = name, uuid.uuid4().hex, Peaks()
-            self._replaces_another = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+            self._replaces_another = replaces_another()
             os.environ.update(secrets)  # not by a runtime_env, which Ray writes to its logs
             _redirect_output(Path(log_path))
             keep_bounded(Path(log_path))

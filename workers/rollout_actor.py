@@ -10,6 +10,7 @@ import ray
 from workers.config import ClusterConfig, EngineKind, ModelConfig, RolloutConfig
 from workers.records import Group, GroupRequest, WeightManifest, WeightReceipt
 from workers.rollout_worker import RolloutEngine, RolloutWorker
+from workers.vitals import replaces_another
 from workers.weight_sync import WeightSyncError
 
 READINGS = 3
@@ -46,7 +47,7 @@ class RolloutActor:
             lambda: make(model, rollout, cluster, seed=seed, adapter_rank=adapter_rank), max_running=rollout.max_running
         )
 
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if replaces_another():
             self._serve_what_is_published(publisher)
 
     def _serve_what_is_published(self, publisher: str) -> None:

@@ -24,7 +24,6 @@ class Vitals:
     life: str
     """No other process has this one."""
     replaces_another: bool
-    """One of the same name died, and Ray made this one."""
     memory_gib: dict[str, float]
     """As `Peaks.take` has it."""
 
@@ -36,6 +35,11 @@ class Asked:
     role: str
     name: str
     vitals: ObjectRef
+
+
+def replaces_another() -> bool:
+    """Whether the actor that asks is one that Ray made in place of one of the same name, whose process died."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class RollCall:

@@ -152,6 +152,7 @@ def main() -> None:
         cases = [case for case in cases if case.name != "smollm2-135m"]
     if not cases:
         sys.exit(2)
+    before = [Measured(**one) for one in json.loads(Path(asked.before).read_text())] if asked.before else []
     with tempfile.TemporaryDirectory() as folder:
         measured = [
             measure(Case(name=case.name, overrides=case.overrides, steps=asked.steps or case.steps), Path(folder))
@@ -159,7 +160,6 @@ def main() -> None:
         ]
     tell([asdict(one) for one in measured], asked.json, lambda: show(measured))
     if asked.svg:
-        before = [Measured(**one) for one in json.loads(Path(asked.before).read_text())]
         Path(asked.svg).write_text(timeline(before, measured))
 
 
